@@ -21,31 +21,43 @@ import contextlib
 import hashlib
 import json
 import os
-import shlex
 import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
-import numpy as np
-
-import shards
-from bins import FORMAT, SPLITS, VERSION, TokenData, foreign_files, open_foreign, open_own, token_bytes
-from describe import VAL_TOKENS, check, describe, sampling_error
-from loader import Loader
-from recipe import LIMITS, STDLIB_TOKENIZER, DataConfig, command, integer, mixture, open_sources, resolve, settings
-from sources import Source
-from stream import Stream
-from tokenizer import DataError, encode, load_tokenizer, lossless, make_tokenizer, write_tokenizer
+from isoflop.data import writer
+from isoflop.data.build import already_there, find_state, make, train_sample
+from isoflop.data.check import VAL_TOKENS, check, describe, sampling_error
+from isoflop.data.config import (
+    LIMITS,
+    STDLIB_TOKENIZER,
+    DataConfig,
+    command,
+    integer,
+    mixture,
+    open_sources,
+    resolve,
+    settings,
+)
+from isoflop.data.documents import Stream
+from isoflop.data.errors import DataError
+from isoflop.data.loader import Loader
+from isoflop.data.reader import (
+    SPLITS,
+    TokenData,
+    open_data,
+    open_own,
+    token_bytes,
+)
+from isoflop.data.tokenizer import load_tokenizer, make_tokenizer, write_tokenizer
 
 __all__ = ["DataConfig", "DataError", "Loader", "STDLIB_TOKENIZER", "TokenData"]  # what other scripts use
 __all__ += ["load_tokenizer", "main", "open_data", "parse", "prepare", "token_bytes"]
 
 GRACE_S = 15.0  # within which all workers have started, and removed what an earlier attempt left
-FILES = {"train.bin", "val.bin", "tokenizer.json", "meta.json", "documents.bin", "state.json", "lengths.png"}
 
 
 # ----- making a folder ----------------------------------------------------------------------------------------------
@@ -63,7 +75,7 @@ def prepare(cfg: DataConfig, quiet: bool = False, worker: tuple[int, int] = (0, 
     out, say = Path(cfg.out_dir).resolve(), (lambda line: None) if quiet else print
     sources = open_sources(cfg, worker)
     about = {"settings": settings(cfg), "fingerprints": [source.fingerprint for source in sources]}
-    with shards.stage(out) as stage:
+    with writer.stage(out) as stage:
         if out.exists() and already_there(cfg, out):
             shutil.rmtree(stage / "new", ignore_errors=True)  # left by a killed run with other settings
             say(f"{out} is already prepared")
@@ -77,150 +89,10 @@ def prepare(cfg: DataConfig, quiet: bool = False, worker: tuple[int, int] = (0, 
             print(f"going on from {sum(c['tokens'] for c in state['counts'].values()):,} tokens made before")
         if state is None or "meta" not in state:
             meta = make(cfg, sources, new, state, about, quiet, vocabulary)
-            shards.write_json(new / "meta.json", meta)
-        shards.take_place(stage, out)
+            writer.write_json(new / "meta.json", meta)
+        writer.take_place(stage, out)
     report(out, time.perf_counter() - started, say)
     return Path(cfg.out_dir)
-
-
-def find_state(cfg: DataConfig, out: Path, new: Path, about: dict) -> dict | None:
-    """The state of an interrupted preparation that can be gone on from, or that of the folder to append to."""
-    try:
-        state = json.loads((new / "state.json").read_text())
-        if can_go_on(state, cfg, about):
-            if (new / "meta.json").exists():  # all but the renames was done
-                meta = json.loads((new / "meta.json").read_text())
-                return state | {"meta": meta} if meta["settings"] == about["settings"] else None
-            return state
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    if not cfg.append:
-        return None
-    if not out.exists():
-        raise DataError(f"--append: there is no {out}; leave it out to make that folder")
-    try:
-        state = json.loads((out / "state.json").read_text())
-    except (OSError, ValueError):
-        raise DataError(f"--append: {out} has no state.json to go on from; add --overwrite to make it anew") from None
-    if state["ended"]:
-        raise DataError(f"--append: {out} holds all that its source has; choose another source and --out_dir")
-    if state["fingerprints"] != about["fingerprints"]:
-        raise DataError(f"--append: the files behind {out} have changed since; add --overwrite to make it anew")
-    if not can_go_on(state, cfg, about):
-        raise DataError(f"--append: {out} holds more than is asked for; add --overwrite to make a smaller one")
-    shutil.rmtree(new, ignore_errors=True)
-    shards.links(out, new, state)
-    return state
-
-
-def can_go_on(state: dict, cfg: DataConfig, about: dict) -> bool:
-    """Whether a state belongs to the same stream of documents and has not passed the limits asked for."""
-    unlimited = lambda s: {k: v for k, v in s.items() if k not in LIMITS}  # noqa: E731
-    tokens = sum(counts["tokens"] for counts in state["counts"].values())
-    return (
-        state["state"] == shards.STATE
-        and unlimited(state["settings"]) == unlimited(about["settings"])
-        and state["fingerprints"] == about["fingerprints"]
-        and (cfg.num_docs is None or state["keys"] <= cfg.num_docs)
-        and (cfg.num_tokens is None or tokens < cfg.num_tokens or state["settings"] == about["settings"])
-    )
-
-
-def make(cfg, sources: list[Source], new: Path, state: dict | None, about: dict, quiet: bool, vocabulary: Path | None):
-    """Tokenize what is still to be tokenized into the stage's files; meta.json's contents."""
-    position, keys = None, None
-    if state is not None:
-        position = state["position"]
-        keys = np.fromfile(new / "documents.bin", "<u8", position["kept"] if position else 0)
-    stream = Stream(sources, cfg.val_fraction, cfg.num_docs, position, keys)
-    with contextlib.closing(iter(stream)) as items:
-        head, texts = deque(), ()
-        if not (new / "tokenizer.json").exists():
-            if cfg.tokenizer.startswith("bpe") and vocabulary is None:
-                texts = train_sample(cfg, head, items)
-            if vocabulary is None:
-                write_tokenizer(new, make_tokenizer(cfg.tokenizer, texts))
-            else:
-                shutil.copyfile(vocabulary, new / "tokenizer.json")
-        tokenizer = load_tokenizer(new)
-        meta = {
-            "format": FORMAT,
-            "version": VERSION,
-            "tokenizer": tokenizer.name if cfg.tokenizer.endswith(".json") else cfg.tokenizer,
-            "tokenizer_sha256": hashlib.sha256((new / "tokenizer.json").read_bytes()).hexdigest(),
-            "vocab_size": tokenizer.n_vocab,
-            "eot_token": tokenizer.eot_token,
-            "dtype": "uint16" if tokenizer.n_vocab <= 2**16 else "uint32",
-        }
-        splits = shards.Splits(new, meta, cfg.shard_tokens, about, len(sources))
-        if state is not None:
-            splits.restore(state)
-        write_documents(cfg, stream, splits, tokenizer, drain(head, items), quiet)
-    for split in SPLITS:
-        if splits.counts[split]["documents"] == 0:
-            found = f"no {split} document among {splits.keys}"
-            raise DataError(f"{found}: more text is needed, or another --val_fraction than {cfg.val_fraction}")
-    meta |= splits.finish()
-    if len(sources) > 1:
-        whole = sum(counts["bytes"] for counts in splits.by_source)
-        meta["sources"] = [
-            {"source": s.name, "weight": s.weight} | counts | {"share": counts["bytes"] / whole}
-            for s, counts in zip(sources, splits.by_source, strict=True)
-        ]
-    if not lossless(tokenizer):
-        meta["lossless"] = False
-    return meta | {
-        "validation": sampling_error(open_own(new, meta)),
-        "settings": settings(cfg),
-        "command": command(cfg),
-        "python": sys.version.split()[0],
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def train_sample(cfg: DataConfig, head: deque, items: Iterator) -> Iterator[str]:
-    """The train documents among the first --bpe_sample bytes of text; all that was read to get there is put in `head`.
-
-    Train documents only: a merge learnt from validation text would flatter its bits per byte.
-    """
-    size = 0
-    while size < cfg.bpe_sample and (item := next(items, None)) is not None:
-        head.append(item)
-        size += len(getattr(item, "raw", b""))
-    return (item.text for item in head if item.text is not None and item.split == "train")
-
-
-def drain(head: deque, items: Iterator) -> Iterator:
-    while head:
-        yield head.popleft()  # not kept: it may be 64 MiB of text
-    yield from items
-
-
-def write_documents(cfg: DataConfig, stream: Stream, splits: shards.Splits, tokenizer, items, quiet: bool) -> None:
-    """Encode and write, with a bar that knows tokens per second, bytes, and where the end is known the time left."""
-    from tqdm import tqdm
-
-    off = quiet or not sys.stderr.isatty()
-    started, begun, shown, n_bytes = time.perf_counter(), splits.tokens, 0.0, 0
-    if cfg.num_tokens and splits.tokens >= cfg.num_tokens:
-        return
-    layout = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
-    with tqdm(total=1.0, bar_format=layout, leave=False, disable=off) as bar:
-        with contextlib.closing(encode(tokenizer, items, splits.meta["dtype"])) as encoded:
-            for item, ids in encoded:
-                if ids is None:
-                    splits.mark(item)
-                elif splits.add(item, ids) and cfg.num_tokens and splits.tokens >= cfg.num_tokens:
-                    break
-                if off or time.perf_counter() < shown + 0.5:
-                    continue
-                shown, n_bytes = time.perf_counter(), sum(c["bytes"] for c in splits.counts.values())
-                parts = [splits.tokens / cfg.num_tokens if cfg.num_tokens else 0, stream.share or 0]
-                parts.append(splits.keys / cfg.num_docs if cfg.num_docs else 0)
-                bar.n = min(1.0, max(parts))
-                speed = (splits.tokens - begun) / (shown - started)
-                text = f"{speed / 1e6:.2f}M tokens/s, {splits.tokens / 1e6:,.1f}M tokens, {n_bytes / 1e6:,.0f} MB"
-                bar.set_postfix_str(text)
 
 
 def prepare_together(cfg: DataConfig, rank: int, size: int) -> None:
@@ -257,12 +129,12 @@ def prepare_together(cfg: DataConfig, rank: int, size: int) -> None:
         return
     while not all((part / "meta.json").exists() for part in parts):
         wait_for(failed, size, started)
-    with shards.stage(out) as stage:
+    with writer.stage(out) as stage:
         shutil.rmtree(stage / "new", ignore_errors=True)
-        meta = shards.join(parts, stage / "new") | {"settings": settings(cfg), "command": command(cfg)}
+        meta = writer.join(parts, stage / "new") | {"settings": settings(cfg), "command": command(cfg)}
         meta["validation"] = sampling_error(open_own(stage / "new", meta))
-        shards.write_json(stage / "new" / "meta.json", meta)
-        shards.take_place(stage, out)
+        writer.write_json(stage / "new" / "meta.json", meta)
+        writer.take_place(stage, out)
     for part in parts:
         shutil.rmtree(part)
     if vocabulary:
@@ -298,58 +170,6 @@ def report(out: Path, seconds: float, say) -> None:
         say(f"  that is shorter than the {VAL_TOKENS:,} tokens that train.py evaluates on: raise --val_fraction")
     if not meta.get("lossless", True):
         say("  this tokenizer does not give every text back as it was; bits per byte count the bytes it spells")
-
-
-def already_there(cfg: DataConfig, out: Path) -> bool:
-    """Whether `out` is whole and has cfg's settings; DataError where it may not be replaced."""
-    ours = lambda name: name in FILES or name.endswith(".bin") and name.startswith(SPLITS)  # noqa: E731
-    others = [name for name in sorted(os.listdir(out)) if not ours(name)] if out.is_dir() else [out.name]
-    if others:
-        raise DataError(f"--out_dir {out} is not a data folder (it holds {others[0]}); choose another")
-    if foreign_files(out) is not None:
-        raise DataError(f"--out_dir {out} holds token files that were not made by data.py; choose another")
-    if cfg.overwrite or not os.listdir(out):
-        return False
-    old, new = open_data(out).meta["settings"], settings(cfg)
-    differ = [k for k in new | old if old.get(k) != new.get(k)]
-    changed = ", ".join(f"{k} {old.get(k)} instead of {new.get(k)}" for k in differ)
-    if set(differ) <= set(LIMITS) and differ and cfg.append:
-        return False
-    if changed:
-        more = "--append to go on from there, or " if set(differ) <= set(LIMITS) else ""
-        raise DataError(
-            f"{out} was made with {changed}: add {more}--overwrite to replace it, or choose another --out_dir"
-        )
-    return True
-
-
-# ----- reading ------------------------------------------------------------------------------------------------------
-
-
-def open_data(folder: str | Path) -> TokenData:
-    """Map a data folder of any kind that bins.py knows; DataError with the way out if it is missing or not whole."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        offline = resolve(DataConfig(source="stdlib")).out_dir
-        raise DataError(
-            f"no data folder {folder}: `python data.py` makes data/fineweb_gpt2, `python data.py --source stdlib` "
-            f"makes {offline} with no download; name the one you have with --data_dir"
-        )
-    again = f"python data.py --source ... --out_dir {shlex.quote(str(folder))} --overwrite"
-    try:
-        files = foreign_files(folder)
-        if files is not None:
-            return open_foreign(folder, files)
-        meta = json.loads((folder / "meta.json").read_text())
-        old = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["settings"].items()}
-        known = {f.name: old[f.name] for f in fields(DataConfig) if f.name in old}
-        again = command(DataConfig(**known, out_dir=str(folder))) + " --overwrite"
-        return open_own(folder)
-    except DataError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        problem = f"no {e}" if isinstance(e, KeyError) else str(e)
-        raise DataError(f"{folder} is not a whole data folder ({problem}); make it again with `{again}`") from None
 
 
 # ----- command line -------------------------------------------------------------------------------------------------
@@ -424,7 +244,7 @@ def main(argv: list[str] | None = None) -> int:
 def what_is_left(cfg: DataConfig | None) -> str:
     """What an end in the middle has left on the disk, in words."""
     with contextlib.suppress(Exception):
-        stage = shards.stage_of(Path(resolve(cfg).out_dir).resolve())
+        stage = writer.stage_of(Path(resolve(cfg).out_dir).resolve())
         if (stage / "new" / "state.json").exists():
             return f"what was made so far is kept in {stage}, and the same command goes on from there"
     return "nothing was written"

@@ -13,8 +13,6 @@ never touched, and runs_scores.csv is a copy of it with the scores as columns, f
 
 import csv
 import json
-import math
-import os
 import re
 import sys
 from dataclasses import dataclass
@@ -25,17 +23,18 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-import data
-import export
-import kernels
-import tokens_hf
-import trained
-from harness import Harness
-from runplan import Parser
-from shapes import opt
-from world import World
-
-SCORES = "run_id asked limit task metric score stderr chance centred shots n when".split()  # columns of scores.csv
+from isoflop.cli import Parser
+from isoflop.config import opt
+from isoflop.data import reader
+from isoflop.data.tokenizer import load_tokenizer
+from isoflop.device import autocast
+from isoflop.distributed import World
+from isoflop.eval.lm_harness import Harness
+from isoflop.eval.scores import append, join, read_scores
+from isoflop.hf import tokenizer as hf_tokenizer
+from isoflop.hf import weights
+from isoflop.train import run_dir
+from isoflop.train.validation import evaluate, validation_rows
 
 
 @dataclass(frozen=True)
@@ -88,81 +87,28 @@ class EvalConfig:
         return found
 
 
-# ----- loss on a text -----
-
-
-def validation_rows(tokens: data.TokenData, block_size: int, val_tokens: int) -> int:
-    """Sequences of the validation range: the first val_tokens tokens of the split, or all of it if it is shorter."""
-    rows = min(val_tokens, len(tokens.val) - 1) // block_size
-    if rows < 2:
-        raise ValueError(
-            f"--val_tokens {val_tokens} and a validation split of {len(tokens.val):,} tokens hold {rows} sequences of "
-            f"--block_size {block_size}; at least 2 are needed: lower --block_size or prepare more text"
-        )
-    return rows
-
-
-@torch.no_grad()
-def evaluate(model, tokens: data.TokenData, spelled, rows: int, world: World, autocast, chunk_tokens=2**13) -> dict:
-    """Loss over the fixed range, each rank taking every world.size-th sequence; sums are reduced once.
-
-    Parameters
-    ----------
-    spelled : int64 tensor (vocab_size,), the bytes that each token spells; 0 for end-of-text. None: not known.
-    rows : sequences of block_size tokens in the range.
-
-    Returns
-    -------
-    dict with val_loss (nats per token), val_loss_se (its standard error, from the spread between sequences: it says
-    how well this text was sampled; runs that share the range share most of that error), bits_per_byte (losses of
-    tokens that spell bytes, over those bytes; None where that is not known).
-    """
-    T, V = model.config.block_size, model.config.vocab_size
-    mine = range(world.rank, rows, world.size)
-    per_chunk = max(1, min(chunk_tokens, 2**26 // V) // T)  # the logits are the largest thing here
-    n = total = squares = text_loss = text_bytes = 0.0
-    for i in range(0, len(mine), per_chunk):
-        at = torch.tensor(mine[i : i + per_chunk])[:, None] * T + torch.arange(T + 1)
-        seq = torch.from_numpy(tokens.val[at.numpy()].astype("int64"))  # (rows, T + 1)
-        x, y = seq[:, :-1].to(world.device), seq[:, 1:].to(world.device)
-        with autocast:
-            loss = model(x, y, reduction="none")[1].cpu().double()  # summed in float64, which MPS lacks
-        length = torch.zeros_like(seq[:, 1:]) if spelled is None else spelled[seq[:, 1:]]
-        row_means = loss.mean(dim=1)
-        n += len(row_means)
-        total += row_means.sum().item()
-        squares += row_means.square().sum().item()
-        text_loss += loss[length > 0].sum().item()
-        text_bytes += length.sum().item()
-    n, total, squares, text_loss, text_bytes = world.sum(n, total, squares, text_loss, text_bytes)
-    mean = total / n
-    variance = max(0.0, squares / n - mean**2) * n / (n - 1)
-    bits_per_byte = text_loss / text_bytes / math.log(2) if text_bytes else None
-    return {"val_loss": mean, "val_loss_se": math.sqrt(variance / n), "bits_per_byte": bits_per_byte}
-
-
-def text_loss(found: trained.Trained, ec: EvalConfig) -> list[dict]:
+def text_loss(found: run_dir.Trained, ec: EvalConfig) -> list[dict]:
     """Loss per token and bits per byte of a model on a data folder's validation text.
 
     Where the folder's tokens are not the model's, its text is decoded and put into the model's tokens: losses per token
     of different tokenizers can't be compared, bits per byte can.
     """
-    model, tokens = found.model, data.open_data(ec.data_dir)
+    model, tokens = found.model, reader.open_data(ec.data_dir)
     theirs, ours = Path(ec.data_dir) / "tokenizer.json", found.tokens
-    spelled, note = data.token_bytes(ec.data_dir), ""
+    spelled, note = reader.token_bytes(ec.data_dir), ""
     if ours is not None and theirs.is_file():
-        if not tokens_hf.same(tokens_hf.read_spec(theirs), tokens_hf.read_spec(ours / "tokenizer.json")):
-            tokens = SimpleNamespace(val=retold(tokens, data.load_tokenizer(ec.data_dir), found.tokenizer(), ec))
-            spelled, note = data.token_bytes(ours), ", in the model's tokens"
+        if not hf_tokenizer.same(hf_tokenizer.read_spec(theirs), hf_tokenizer.read_spec(ours / "tokenizer.json")):
+            tokens = SimpleNamespace(val=retold(tokens, load_tokenizer(ec.data_dir), found.tokenizer(), ec))
+            spelled, note = reader.token_bytes(ours), ", in the model's tokens"
     elif tokens.meta["vocab_size"] > model.config.vocab_size:
         raise ValueError(
             f"{ec.data_dir} has {tokens.meta['vocab_size']:,} tokens, the model {model.config.vocab_size:,}; "
             "nobody has said which tokenizer the model has; name its data folder with --tokenizer_dir"
         )
     rows = validation_rows(tokens, model.config.block_size, ec.val_tokens)
-    device, dtype = trained.place(ec.device, ec.dtype)
+    device, dtype = run_dir.place(ec.device, ec.dtype)
     world, lengths = World(device=device), None if spelled is None else torch.from_numpy(spelled).long()
-    out = evaluate(model.to(device).eval(), tokens, lengths, rows, world, kernels.autocast(dtype, device))
+    out = evaluate(model.to(device).eval(), tokens, lengths, rows, world, autocast(dtype, device))
     where = f"@{Path(ec.data_dir).resolve().name}"
     common = {"chance": None, "centred": None, "shots": None, "n": rows * model.config.block_size}
     found_ = [{"task": f"val_loss{where}", "metric": f"nats/token{note}", "score": out["val_loss"],
@@ -173,7 +119,7 @@ def text_loss(found: trained.Trained, ec: EvalConfig) -> list[dict]:
     return found_
 
 
-def retold(tokens: data.TokenData, theirs, ours, ec: EvalConfig) -> np.ndarray:
+def retold(tokens: reader.TokenData, theirs, ours, ec: EvalConfig) -> np.ndarray:
     """The first val_tokens tokens of a validation text, as the model's own tokens."""
     ids, end = np.asarray(tokens.val[: ec.val_tokens]), tokens.meta["eot_token"]
     out = []
@@ -187,13 +133,13 @@ def retold(tokens: data.TokenData, theirs, ours, ec: EvalConfig) -> np.ndarray:
 # ----- one model -----
 
 
-def evaluate_all(found: trained.Trained, ec: EvalConfig, harness: Harness | None, wanted: list[str]) -> list[dict]:
+def evaluate_all(found: run_dir.Trained, ec: EvalConfig, harness: Harness | None, wanted: list[str]) -> list[dict]:
     """The wanted of ec.keys(), of one model."""
     rows = [{"entry": "data:", **row} for row in text_loss(found, ec)] if "data:" in wanted else []
     names = [name for name in wanted if name != "data:"]
     if names:
         found.model.cpu()
-        rows += harness.run(found, *trained.place(ec.device, ec.dtype), names)
+        rows += harness.run(found, *run_dir.place(ec.device, ec.dtype), names)
     keys = ec.keys()
     return [dict(zip(("asked", "limit"), keys[row.pop("entry")], strict=True)) | row for row in rows]
 
@@ -216,7 +162,7 @@ def now() -> str:
 
 
 def one(ec: EvalConfig) -> int:
-    found = trained.load(ec.ckpt, ec.tokenizer_dir)
+    found = run_dir.load(ec.ckpt, ec.tokenizer_dir)
     harness = ready(found, ec)
     rows = evaluate_all(found, ec, harness, list(ec.keys()))
     result = {"when": now(), "ckpt": str(ec.ckpt), "run_id": found.record.get("run_id"), "results": rows}
@@ -234,11 +180,11 @@ def one(ec: EvalConfig) -> int:
     return 0
 
 
-def ready(found: trained.Trained, ec: EvalConfig) -> Harness | None:
+def ready(found: run_dir.Trained, ec: EvalConfig) -> Harness | None:
     """The harness where it is needed, once the model is known to fit it."""
     if not ec.asked():
         return None
-    export.architecture(found.model.config)
+    weights.architecture(found.model.config)
     found.tokenizer()
     return Harness(ec.asked(), ec.num_fewshot, ec.limit, ec.batch_size)
 
@@ -263,7 +209,7 @@ def sweep(ec: EvalConfig) -> int:
     todo = {r: names for r, names in todo.items() if names}
     for i, (run_id, names) in enumerate(todo.items()):
         try:
-            found = trained.load(folder / "cells" / run_id, ec.tokenizer_dir)
+            found = run_dir.load(folder / "cells" / run_id, ec.tokenizer_dir)
             harness = harness or ready(found, ec)
             rows = evaluate_all(found, ec, harness, names)
         except ValueError as error:
@@ -279,58 +225,6 @@ def sweep(ec: EvalConfig) -> int:
         print(f"left out: {label} ({reason})")
     print(f"{scores}: {len(todo) - failed} of {len(runs)} runs scored now; {join(folder)} has the scores as columns")
     return failed
-
-
-def read_scores(path: Path) -> list[dict]:
-    """The whole rows of scores.csv; a last line that a kill cut short is left where it is and done again."""
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8", newline="") as f:
-        reader = csv.DictReader(f)
-        if reader.fieldnames != SCORES:
-            raise ValueError(f"{path} has another header; it is left as it is: move it away")
-        return [row for row in reader if row["when"]]
-
-
-def append(path: Path, rows: list[dict]):
-    """Rows to scores.csv in one write, on the disk before this returns."""
-    fresh = not path.exists() or not path.stat().st_size
-    torn = not fresh and not path.read_bytes().endswith(b"\n")
-    with open(path, "a", encoding="utf-8", newline="") as f:
-        f.write("\n" * torn)
-        writer = csv.DictWriter(f, SCORES, extrasaction="ignore", lineterminator="\n")
-        if fresh:
-            writer.writeheader()
-        writer.writerows({k: "" if row.get(k) is None else row[k] for k in SCORES} for row in rows)
-        f.flush()
-        os.fsync(f.fileno())
-
-
-def join(folder: Path) -> Path:
-    """runs_scores.csv: runs.csv and a column for each score and its standard error; made anew each time.
-
-    They are score_TASK and score_TASK_se, and of losses on a text val_loss@TEXT and bits_per_byte@TEXT.
-    """
-    with open(folder / "runs.csv", encoding="utf-8", newline="") as f:
-        reader = csv.DictReader(f)
-        header, runs = list(reader.fieldnames), list(reader)
-    rows = read_scores(folder / "scores.csv")
-    labels = list(dict.fromkeys(row["task"] for row in rows))
-    latest = {(row["run_id"], row["task"]): row for row in rows}
-    columns = {label: label if "@" in label else f"score_{label}" for label in labels}
-    header += [column + end for column in columns.values() for end in ("", "_se")]
-    path = folder / "runs_scores.csv"
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8", newline="") as f:
-        writer = csv.DictWriter(f, header, lineterminator="\n")
-        writer.writeheader()
-        for run in runs:
-            for label, column in columns.items():
-                row = latest.get((run["run_id"], label), {})
-                run |= {column: row.get("score", ""), f"{column}_se": row.get("stderr", "")}
-            writer.writerow(run)
-    os.replace(part, path)
-    return path
 
 
 # ----- command line -----

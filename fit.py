@@ -18,21 +18,20 @@ import os
 import sys
 import tempfile
 import types
-
-if __name__ == "__main__":  # before numpy: thousands of small matrix products are slower on several threads
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from dataclasses import dataclass, field, fields  # noqa: E402
 
 import numpy as np  # noqa: E402
 
-import forecast
-import laws
-import report
-import runs as runs_io
-from forecast import percentiles
-from frontier import BUDGET_TOL, fit_envelope, fit_isoflop, parabola_bias
-from laws import cost_of
-from parametric import DELTA, OUTLIER_MADS, RESAMPLES, fit_kaplan, fit_parametric, fit_power_law
+from isoflop import laws
+from isoflop.fit import backtest, predict, report
+from isoflop.fit import table as runs_io
+from isoflop.fit.envelope import fit_envelope
+from isoflop.fit.huber import DELTA, RESAMPLES
+from isoflop.fit.isoflop import BUDGET_TOL, fit_isoflop, parabola_bias
+from isoflop.fit.parametric import OUTLIER_MADS, fit_parametric
+from isoflop.fit.power_law import fit_kaplan, fit_power_law
+from isoflop.fit.predict import percentiles
+from isoflop.laws import cost_of
 
 
 def opt(default, help, **kw):
@@ -259,7 +258,7 @@ def analyse(table, o, plots=False):
     if p.law is not None:
         result["input"]["outliers"], without = outliers(table, p, refit)
         result["parametric"] |= without
-        if missed := forecast.off_the_valley(p.law, i.budgets):
+        if missed := predict.off_the_valley(p.law, i.budgets):
             result["parametric"]["warnings"].append({"code": "misses_the_valley", "message": missed})
             result["parametric"]["status"] = "warned"
     bias = parabola_bias(i, p.law, n, d, c, cost) if p.law and i.a is not None else None
@@ -276,31 +275,31 @@ def analyse(table, o, plots=False):
     refusals += [*power.refusals, *straight.refusals]
     result["compute_law"] = {"frontier": source, **power_section(power), "without_E": power_section(straight, False)}
     result["kaplan"] = kaplan_section(table, o, refusals)
-    result["conventions"] = forecast.conventions(table, o.budget_tol, o.huber_delta, o.isoflop_method)
+    result["conventions"] = backtest.conventions(table, o.budget_tol, o.huber_delta, o.isoflop_method)
 
-    tests = forecast.backtest(table, o.budget_tol, o.huber_delta, o.isoflop_method, p)
+    tests = backtest.backtest(table, o.budget_tol, o.huber_delta, o.isoflop_method, p)
     refused = {m for m, fitted in (("parametric", p.law), ("isoflop", i.a), ("envelope", e.a)) if fitted is None}
     tests = [r for r in tests if r["method"] not in refused]
     result["backtest"] = tests
-    faces = [forecast.parametric_predictor(p, cost)]
-    faces += [forecast.line_predictor("isoflop", i, power if source == "isoflop" else None)]
-    faces += [forecast.line_predictor("envelope", e, power if source == "envelope" else None)]
+    faces = [predict.parametric_predictor(p, cost)]
+    faces += [predict.line_predictor("isoflop", i, power if source == "isoflop" else None)]
+    faces += [predict.line_predictor("envelope", e, power if source == "envelope" else None)]
     faces = [f for f in faces if f]
     sigma = p.sigma if p.sigma is not None else 0.005
     widths = [np.log(v.ci["n_opt"][1] / v.ci["n_opt"][0]) / 3.92 for v in ok if v.ci]
     measured = max(float(np.median(widths)) if widths else 0.1, i.scatter or 0.0)
-    skill = forecast.skill(tests, sigma, measured, table)
+    skill = predict.skill(tests, sigma, measured, table)
     result["skill"] = {k: getattr(skill, k) for k in ("sigma", "sigma_n", "rate", "rate_n", "t", "n_tests", "c_max")}
     if o.compare:
-        faces += [forecast.published_predictor(f"published:{k}", v) for k, v in laws.PUBLISHED.items()]
+        faces += [predict.published_predictor(f"published:{k}", v) for k, v in laws.PUBLISHED.items()]
         result["published"] = published_section()
     budgets = o.predict_flops or (skill.c_max, 10 * skill.c_max)
     beside = {"parabola": i.all_points, "lowest_runs": i.lowest_runs} if i.a is not None else {}
     beside = [(f"isoflop:{k}", types.SimpleNamespace(**v, draws={})) for k, v in beside.items() if v]
-    beside = [forecast.line_predictor(k, v, None) for k, v in beside]
+    beside = [predict.line_predictor(k, v, None) for k, v in beside]
     result["predictions"] = predictions(o, faces, budgets, skill, cost, refusals, beside)
     known = sorted({v.flops for v in ok} | set(budgets))
-    result["valley"] = forecast.valley(p.law, known, cost, sigma) if p.law else []
+    result["valley"] = predict.valley(p.law, known, cost, sigma) if p.law else []
     result["refusals"] = [{"method": r.method, "code": r.code, "message": r.message} for r in refusals]
     member = np.full(len(n), -1)
     for k, v in enumerate(i.budgets):
@@ -312,22 +311,22 @@ def analyse(table, o, plots=False):
         arrays["lr_on_edge"] = table.lr_on_edge == 1
     if plots:
         grid = np.geomspace(c.min(), max(*budgets, 10 * c.max()), 40)
-        arrays["bands"] = clean(forecast.predict_flops([f for f in faces if ":" not in f.name], grid, skill))
+        arrays["bands"] = clean(predict.predict_flops([f for f in faces if ":" not in f.name], grid, skill))
     return clean(result), arrays
 
 
 @np.errstate(over="ignore", divide="ignore", invalid="ignore")  # an open end of an interval is null, not a warning
 def predictions(o, faces, budgets, skill, cost, refusals, beside=()):
     """The `predictions` section; targets below a method's floor go to refusals."""
-    out = {"flops": forecast.predict_flops([*faces, *beside], budgets, skill)}
-    out["params"] = forecast.predict_params(faces, o.predict_params, skill, cost)
-    out["target_loss"], refused = forecast.predict_target(faces, o.target_loss, skill)
+    out = {"flops": predict.predict_flops([*faces, *beside], budgets, skill)}
+    out["params"] = predict.predict_params(faces, o.predict_params, skill, cost)
+    out["target_loss"], refused = predict.predict_target(faces, o.target_loss, skill)
     refusals += [types.SimpleNamespace(method=m, code=k, message=w) for m, k, w in refused]
     out["runs"] = []
     if o.predict_runs:
         columns = {"n": o.n_col, "d": o.d_col, "c": o.c_col, "loss": o.loss_col}
         target = runs_io.read([o.predict_runs], columns, need_loss=False)
-        out["runs"] = forecast.predict_runs(faces, target, skill, cost)
+        out["runs"] = predict.predict_runs(faces, target, skill, cost)
     return out
 
 
@@ -371,7 +370,7 @@ def write(result, arrays, out_dir, plots):
 def from_law(name, o):
     """Predictions of one published or given law, with no CSV."""
     law = laws.parse_law(name)
-    faces = [forecast.published_predictor(f"published:{name}", law)]
+    faces = [predict.published_predictor(f"published:{name}", law)]
     if not (o.predict_flops or o.predict_params or o.target_loss or o.predict_runs):
         raise ValueError(
             "--law needs something to predict: --predict_flops, --predict_params, --target_loss or --predict_runs"
@@ -495,6 +494,10 @@ def main(argv=None):
         return 2
     print(report.summary(result))
     return 2 if all(result[k]["status"] == "refused" for k in ("parametric", "isoflop", "envelope")) else 0
+
+
+if __name__ == "__main__":  # before numpy: thousands of small matrix products are slower on several threads
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ the parameter and to the logit.
 import argparse
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -33,9 +34,13 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from kernels import gelu, head_loss, layer_norm, norm, norm_rotate, relu_squared, rotate, self_attention, swiglu
-from runplan import Parser, number
-from shapes import ModelConfig, describe, plot_flops
+from isoflop.cli import Parser, number
+from isoflop.config import ModelConfig
+from isoflop.fit.figures import plot_flops
+from isoflop.flops import describe
+from isoflop.kernels.attention import self_attention
+from isoflop.kernels.cross_entropy import head_loss
+from isoflop.kernels.elementwise import gelu, layer_norm, norm, norm_rotate, relu_squared, rotate, swiglu
 
 # ----- the model -----
 
@@ -288,6 +293,65 @@ def main(argv=None):
             print(f"{Path(args.plot_flops).resolve()}")
     except (ValueError, OSError) as error:
         parser.fail(error)
+
+
+# ----- drawing -----
+
+
+@torch.no_grad()
+def draw(
+    model, idx, temperature: float = 0.8, top_k: int | None = 50, top_p: float | None = None, generator=None,
+    cache: bool = True, usable: int | None = None,
+) -> Iterator[torch.Tensor]:  # fmt: skip
+    """Next tokens without end, (B,) int64 on the CPU each, for idx (B, T) int64.
+
+    Parameters
+    ----------
+    temperature : divides the logits; 0 is greedy.
+    top_k, top_p : draw from the likeliest tokens only; the k likeliest (0 or None: all), then the fewest of them that
+        hold the probability top_p (Holtzman et al. 2019, arXiv:1904.09751).
+    generator : a torch.Generator, or one for each row: then a row is drawn alike in any batch.
+    cache : keep keys and values; the numbers are those of the whole pass up to rounding.
+    usable : ids from here on are never drawn: rows of the embedding that no token has.
+    """
+    size, device = model.config.block_size, idx.device
+    held = None
+    while True:
+        if cache and held is not None and held[0].length < size:
+            logits = model.forward(idx[:, -1:], cache=held)[0][:, -1]  # never compiled: the cache grows with each token
+        else:  # the first pass, or the window slides: every token has another position than before
+            held = model.new_cache(len(idx)) if cache and idx.size(1) < size else None
+            call = model if held is None else model.forward
+            logits = call(idx[:, -size:], cache=held)[0][:, -1]
+        token = pick(logits.float().cpu()[:, :usable], temperature, top_k, top_p, generator)
+        yield token
+        idx = torch.cat((idx[:, -size:], token[:, None].to(device)), dim=1)
+
+
+def pick(logits, temperature: float, top_k: int | None, top_p: float | None, generator):
+    """One token of each row of logits (B, V): (B,) int64."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature
+    if top_k:
+        least = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    probs = logits.softmax(-1)
+    if top_p is not None and top_p < 1:
+        ranked, order = probs.sort(dim=-1, descending=True, stable=True)
+        beyond = ranked.cumsum(-1) - ranked >= top_p  # what comes before a token already holds top_p
+        probs = probs.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0)
+    if isinstance(generator, list):
+        rows = [torch.multinomial(p, 1, generator=g) for p, g in zip(probs, generator, strict=True)]
+        return torch.cat(rows)
+    return torch.multinomial(probs, 1, generator=generator)[:, 0]
+
+
+def generate(model, idx, count: int, temperature: float = 0.8, top_k: int | None = 50, generator=None, **more):
+    """idx (B, T) int64 -> (B, T + count), each token drawn from what the model says after the last block_size."""
+    tokens = draw(model, idx, temperature, top_k, generator=generator, **more)
+    drawn = [next(tokens) for _ in range(count)]
+    return torch.cat((idx, *(token[:, None].to(idx.device) for token in drawn)), dim=1)
 
 
 if __name__ == "__main__":

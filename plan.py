@@ -25,21 +25,13 @@ import shlex
 import sys
 from dataclasses import asdict, dataclass, fields
 
-import advise
-import costs
-import laws
-import rules
-import tables
-from runplan import (  # noqa: F401  (all of them are public names of plan.py)
-    FEW_STEPS,
-    MANY_EPOCHS,
-    Parser,
-    RunPlan,
-    TrainConfig,
-    number,
-    resolve,
-)
-from shapes import ModelConfig, count_params, opt
+from isoflop import gpus, laws
+from isoflop.cli import Parser, number
+from isoflop.config import ModelConfig, opt
+from isoflop.flops import count_params
+from isoflop.optim import hparams
+from isoflop.plan import estimate, search, tables
+from isoflop.train.plan import TrainConfig, resolve
 
 # ----- what can be asked -----
 
@@ -65,7 +57,7 @@ class Ask:
     family: str = opt("default", "preset whose sizes --flop_budget searches")
     exact: bool = opt(True, "searched FLOPs count attention; --no-exact: 6ND")
     top: int = opt(6, "rows of the search's leaderboards")
-    gpu: str | None = opt(None, f"device: {', '.join(costs.GPUS)}")
+    gpu: str | None = opt(None, f"device: {', '.join(gpus.GPUS)}")
     n_gpus: int | None = opt(None, "devices, one process each (--world_size means the same)")
     mfu: float | None = opt(
         None, "share of the peak that is reached, in exact FLOPs (default: 0.4, said to be assumed)"
@@ -169,13 +161,13 @@ def main(argv=None):
 
 def advise_on(parser, args, ask: Ask) -> tuple[dict, list[dict]]:
     """The answer to what was typed, as numbers and as sections of tables."""
-    chosen = [advise.choose(text) for text in ask.law or LAWS]
+    chosen = [estimate.choose(text) for text in ask.law or LAWS]
     n_gpus = ask.n_gpus or 1
-    gpu = costs.find_gpu(ask.gpu) if ask.gpu else None
-    machine = advise.Machine(
+    gpu = gpus.find_gpu(ask.gpu) if ask.gpu else None
+    machine = estimate.Machine(
         gpu=ask.gpu,
         n_gpus=n_gpus,
-        speed=costs.speed(ask.gpu, n_gpus, ask.mfu, ask.peak_flops, ask.measured),
+        speed=estimate.speed(ask.gpu, n_gpus, ask.mfu, ask.peak_flops, ask.measured),
         price_per_hour=ask.price_per_hour or (gpu and gpu.price),
         price_source="--price_per_hour" if ask.price_per_hour else gpu.price_source if gpu else "",
         memory=gpu and gpu.memory,
@@ -209,23 +201,23 @@ def _runs(parser, args, ask, chosen, machine, kind):
         tc = parser.read(TrainConfig, args, **end)
         plan = resolve(mc, tc, machine.n_gpus, train_tokens=ask.unique_tokens and int(ask.unique_tokens) + 1)
         held = {**kind, "optimizer": tc.optimizer, "ema": bool(tc.ema), "val_tokens": tc.val_tokens}
-        micro, zero1 = advise.fit_on(mc, plan.batch_size, machine, tc.zero1, **held)
+        micro, zero1 = estimate.fit_on(mc, plan.batch_size, machine, tc.zero1, **held)
         micro = tc.micro_batch_size or micro
         name = name or args.preset or (args.depth and f"depth {args.depth}") or "this model"
         more_flags = passed_on(args, plan) + ["--zero1"] * (zero1 and not tc.zero1)
         plans.append((mc, plan, micro, getattr(more, "preset", None) or args.preset, more_flags))
-        answers.append(advise.describe(name, mc, plan, micro, chosen, machine, unique=ask.unique_tokens, **held))
+        answers.append(estimate.describe(name, mc, plan, micro, chosen, machine, unique=ask.unique_tokens, **held))
     answer, sections = {"configurations": answers}, tables.of_runs(answers, machine)
     other = list(
         dict.fromkeys(w for a in answers for w in a["warnings"] if not w.startswith(tuple(c.name for c in chosen)))
     )
     if ask.inference_tokens:
         losses = {k: row["loss"] for k, row in answers[0]["loss"].items()}
-        answer["lifetime"] = advise.over_lifetime(chosen, losses, ask.inference_tokens)
+        answer["lifetime"] = estimate.over_lifetime(chosen, losses, ask.inference_tokens)
         sections.append(tables.of_lifetime(answer["lifetime"]))
     if len(plans) == 1:
         mc, plan, *_ = plans[0]
-        answer["rules"] = advise.rule_table(mc, plan.tokens, plan.tokens_per_step)
+        answer["rules"] = estimate.rule_table(mc, plan.tokens, plan.tokens_per_step)
         sections.append(tables.of_rules(answer["rules"], plan.hparams, ask.rules))
     ruled = [w for w in other if w.startswith("--hparams")]  # for one configuration the rules' table has them
     other = [w for w in other if w not in ruled]
@@ -239,7 +231,7 @@ def _runs(parser, args, ask, chosen, machine, kind):
     answer["commands"], folder = [], getattr(args, "data_dir", None)
     for a, (mc, plan, micro, preset, more_flags) in zip(answers, plans, strict=True):
         depth = args.depth if len(plans) == 1 else None
-        command = advise.commands(mc, plan, micro, machine.n_gpus, preset, depth, more_flags, folder, ask.unique_tokens)
+        command = search.commands(mc, plan, micro, machine.n_gpus, preset, depth, more_flags, folder, ask.unique_tokens)
         answer["commands"].append(command)
         sections.append(tables.of_commands(command, a["name"] if len(plans) > 1 else None))
     return answer, sections
@@ -266,8 +258,8 @@ def _search(parser, args, ask, chosen, machine, kind):
         flops, exact = ask.days * 86400 * machine.speed.flops_per_s, True
     names = {f.name for f in fields(ModelConfig)}
     given = {k: v for k, v in vars(args).items() if k in names}
-    ratio = getattr(args, "tokens_per_param", advise.CHINCHILLA)
-    a = advise.search(flops, chosen[0], ask.family, given, ratio, exact, ask.top)
+    ratio = getattr(args, "tokens_per_param", estimate.CHINCHILLA)
+    a = search.search(flops, chosen[0], ask.family, given, ratio, exact, ask.top)
     a["memory_of"] = f"one sequence per forward pass, {kind['path']}, {kind['dtype']}, without ZeRO-1"
     for r in a["best"] + a["constrained"]:
         r["memory"] = machine.holds(r["cfg"], 1, **kind)
@@ -275,20 +267,20 @@ def _search(parser, args, ask, chosen, machine, kind):
     sections = tables.of_search(a, machine)
     if ask.inference_tokens:
         best = {c.name: float(c.law.frontier_loss(flops)) for c in chosen}
-        a["lifetime"] = advise.over_lifetime(chosen, best, ask.inference_tokens)
+        a["lifetime"] = estimate.over_lifetime(chosen, best, ask.inference_tokens)
         sections.append(tables.of_lifetime(a["lifetime"]))
     mc = a["best"][0]["cfg"]
     tokens, step = a["best"][0]["tokens"], mc.block_size * machine.n_gpus
-    rule = rules.hparams(getattr(args, "hparams", "default"), mc, tokens).tokens_per_step
+    rule = hparams.hparams(getattr(args, "hparams", "default"), mc, tokens).tokens_per_step
     batch = getattr(args, "total_batch_size", None) or max(1, round(rule / step)) * step
     tc = TrainConfig(
         max_iters=max(1, round(tokens / batch)), total_batch_size=batch, hparams=getattr(args, "hparams", "default")
     )
     plan = resolve(mc, tc, machine.n_gpus)
-    micro, zero1 = advise.fit_on(mc, plan.batch_size, machine, getattr(args, "zero1", False), **kind)
+    micro, zero1 = estimate.fit_on(mc, plan.batch_size, machine, getattr(args, "zero1", False), **kind)
     preset, folder = None if ask.family == "default" else ask.family, getattr(args, "data_dir", None)
     more = passed_on(args, plan) + ["--zero1"] * (zero1 and not hasattr(args, "zero1"))
-    a["commands"] = [advise.commands(mc, plan, micro, machine.n_gpus, preset, None, more, folder)]
+    a["commands"] = [search.commands(mc, plan, micro, machine.n_gpus, preset, None, more, folder)]
     return a, [*sections, tables.of_commands(a["commands"][0], "the first row")]
 
 
@@ -296,18 +288,18 @@ def _without_architecture(ask, chosen, machine):
     """--n_params, --target_loss, --tokens with --unique_tokens: closed forms of the laws."""
     answer, sections, losses = {}, [], {}
     if ask.n_params:
-        answer["tokens_for"] = advise.best_size(chosen, ask.n_params, machine)
+        answer["tokens_for"] = estimate.best_size(chosen, ask.n_params, machine)
         sections.append(tables.of_best_size(answer["tokens_for"]))
         losses = {c.name: float(c.law.loss(ask.n_params, c.law.tokens_for(ask.n_params))) for c in chosen}
         if ask.tokens:
             losses = {c.name: float(c.law.loss(ask.n_params, ask.tokens)) for c in chosen}
-            answer["chinchilla"] = advise.verdict(ask.n_params, ask.tokens)
+            answer["chinchilla"] = estimate.verdict(ask.n_params, ask.tokens)
             sections.insert(0, tables.of_verdict(answer["chinchilla"], losses))
     if ask.unique_tokens and ask.tokens:
-        answer["repeated"] = advise.repeated(ask.tokens, ask.unique_tokens, ask.n_params)
+        answer["repeated"] = estimate.repeated(ask.tokens, ask.unique_tokens, ask.n_params)
         sections.append(tables.of_repeated(answer["repeated"]))
     if ask.target_loss:
-        answer["for_loss"] = advise.for_loss(chosen, ask.target_loss, machine)
+        answer["for_loss"] = estimate.for_loss(chosen, ask.target_loss, machine)
         sections.append(tables.of_loss(answer["for_loss"]))
         reached = answer["for_loss"]["answers"]
         chosen = [c for c in chosen if c.name in reached]
@@ -315,7 +307,7 @@ def _without_architecture(ask, chosen, machine):
     if ask.inference_tokens:
         if not losses:
             raise ValueError("--inference_tokens needs a loss to reach: --target_loss, --n_params or --flop_budget")
-        answer["lifetime"] = advise.over_lifetime(chosen, losses, ask.inference_tokens)
+        answer["lifetime"] = estimate.over_lifetime(chosen, losses, ask.inference_tokens)
         sections.append(tables.of_lifetime(answer["lifetime"]))
     return answer, sections
 

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import torch
 
-import data
-import trained
-from runplan import Parser
-from shapes import opt
+from isoflop.cli import Parser
+from isoflop.config import opt
+from isoflop.train import run_dir
+from model import draw, generate
 
 
 @dataclass(frozen=True)
@@ -71,78 +71,6 @@ class SampleConfig:
             problems.append("--prompt, --prompts, --interactive and --bench exclude each other")
         if problems:
             raise ValueError("; ".join(problems))
-
-
-# ----- drawing -----
-
-
-@torch.no_grad()
-def draw(
-    model, idx, temperature: float = 0.8, top_k: int | None = 50, top_p: float | None = None, generator=None,
-    cache: bool = True, usable: int | None = None,
-) -> Iterator[torch.Tensor]:  # fmt: skip
-    """Next tokens without end, (B,) int64 on the CPU each, for idx (B, T) int64.
-
-    Parameters
-    ----------
-    temperature : divides the logits; 0 is greedy.
-    top_k, top_p : draw from the likeliest tokens only; the k likeliest (0 or None: all), then the fewest of them that
-        hold the probability top_p (Holtzman et al. 2019, arXiv:1904.09751).
-    generator : a torch.Generator, or one for each row: then a row is drawn alike in any batch.
-    cache : keep keys and values; the numbers are those of the whole pass up to rounding.
-    usable : ids from here on are never drawn: rows of the embedding that no token has.
-    """
-    size, device = model.config.block_size, idx.device
-    held = None
-    while True:
-        if cache and held is not None and held[0].length < size:
-            logits = model.forward(idx[:, -1:], cache=held)[0][:, -1]  # never compiled: the cache grows with each token
-        else:  # the first pass, or the window slides: every token has another position than before
-            held = model.new_cache(len(idx)) if cache and idx.size(1) < size else None
-            call = model if held is None else model.forward
-            logits = call(idx[:, -size:], cache=held)[0][:, -1]
-        token = pick(logits.float().cpu()[:, :usable], temperature, top_k, top_p, generator)
-        yield token
-        idx = torch.cat((idx[:, -size:], token[:, None].to(device)), dim=1)
-
-
-def pick(logits, temperature: float, top_k: int | None, top_p: float | None, generator):
-    """One token of each row of logits (B, V): (B,) int64."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    logits = (logits - logits.amax(-1, keepdim=True)) / temperature
-    if top_k:
-        least = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    probs = logits.softmax(-1)
-    if top_p is not None and top_p < 1:
-        ranked, order = probs.sort(dim=-1, descending=True, stable=True)
-        beyond = ranked.cumsum(-1) - ranked >= top_p  # what comes before a token already holds top_p
-        probs = probs.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0)
-    if isinstance(generator, list):
-        rows = [torch.multinomial(p, 1, generator=g) for p, g in zip(probs, generator, strict=True)]
-        return torch.cat(rows)
-    return torch.multinomial(probs, 1, generator=generator)[:, 0]
-
-
-def generate(model, idx, count: int, temperature: float = 0.8, top_k: int | None = 50, generator=None, **more):
-    """idx (B, T) int64 -> (B, T + count), each token drawn from what the model says after the last block_size."""
-    tokens = draw(model, idx, temperature, top_k, generator=generator, **more)
-    drawn = [next(tokens) for _ in range(count)]
-    return torch.cat((idx, *(token[:, None].to(idx.device) for token in drawn)), dim=1)
-
-
-def excerpt(model, folder, autocast, count: int = 64, seed: int = 0) -> str:
-    """A line of text that the model writes after the end of a document; the global random state is left alone."""
-    try:
-        tokenizer = data.load_tokenizer(folder)
-    except ValueError as error:
-        return f"sample | none: {error}"
-    device, usable = next(model.parameters()).device, tokenizer.n_vocab
-    idx = torch.full((1, 1), tokenizer.eot_token, dtype=torch.int64, device=device)
-    with autocast:
-        out = generate(model, idx, count, generator=torch.Generator().manual_seed(seed), cache=False, usable=usable)
-    return "sample | " + repr(tokenizer.decode(out[0, 1:].tolist()))
 
 
 # ----- texts -----
@@ -236,7 +164,7 @@ def read_prompts(path: str) -> list[str]:
 
 def ready(model, sc: SampleConfig):
     """The model on its device, in its type, compiled where that was asked for."""
-    device, dtype = trained.place(sc.device, sc.dtype)
+    device, dtype = run_dir.place(sc.device, sc.dtype)
     model = model.to(device, torch.bfloat16 if dtype == "bfloat16" else torch.float32).eval().requires_grad_(False)
     if sc.compile:
         model.compile(dynamic=True)
@@ -276,7 +204,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         sc = parser.read(SampleConfig, args)
-        found = trained.load(sc.ckpt, sc.data_dir)
+        found = run_dir.load(sc.ckpt, sc.data_dir)
         if sc.bench:
             print(bench(ready(found.model, sc), sc))
             return 0

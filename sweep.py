@@ -25,20 +25,21 @@ from tqdm import tqdm
 
 import data
 import fit
-import grid
-import kernels
-import ledger
-import preview
-import report
-import service
-import study
-import workers
-from grid import Cell, Planner, default_depth, default_shapes, guess_n_opt  # noqa: F401
-from ledger import HEADER, Book, append_row, locked, read_rows  # noqa: F401
-from runplan import Parser, TrainConfig
-from shapes import ModelConfig, opt
-from train import RunRecord
-from world import World, launch, stop_signals
+from isoflop.cli import Parser
+from isoflop.config import ModelConfig, opt
+from isoflop.data import config, reader
+from isoflop.device import pick_device
+from isoflop.distributed import World, launch, stop_signals
+from isoflop.fit import report
+from isoflop.sweep import ablation, grid, power, results, workers
+from isoflop.sweep import api as api_
+from isoflop.sweep import dry_run as dry_run_
+from isoflop.sweep.cells import Cell, Planner, Shape, stand_in
+from isoflop.sweep.grid import guess_n_opt
+from isoflop.sweep.results import Book, locked
+from isoflop.sweep.simulate import Simulation
+from isoflop.train.plan import TrainConfig
+from isoflop.train.record import RunRecord
 
 DEFAULT_BUDGETS = (5e10, 1.5e11, 4.5e11)
 SWEPT = {"n_embd", "n_layer", "n_head", "flop_budget", "max_iters", "tokens_per_param", "overwrite"}
@@ -127,7 +128,7 @@ class SweepConfig:
         if problems:
             raise ValueError("; ".join(problems))
 
-    def shapes(self, planner: Planner) -> list[grid.Shape]:
+    def shapes(self, planner: Planner) -> list[Shape]:
         """The sizes of --study, the same at every budget."""
         if self.depths:
             return grid.depth_shapes(self.depths)
@@ -154,16 +155,16 @@ class Sweep:
         self.sc, self.world, self.stop, self.trained = sc, world, stop, not (sc.simulate or sc.api)
         self.asked = None
         if not self.trained:
-            self.asked = service.Simulation(sc.simulate, sc.noise) if sc.simulate else None
-            self.asked = self.asked or service.Service(sc.api, sc.api_key_file)
+            self.asked = Simulation(sc.simulate, sc.noise) if sc.simulate else None
+            self.asked = self.asked or api_.Service(sc.api, sc.api_key_file)
         source = self.asked.source if self.asked else "trained"
         if self.trained and "data_dir" not in flags:  # the main job: the embedded text, made where it is missing
-            made = data.prepare(data.DataConfig(source="stdlib")) if world.rank == 0 else None
+            made = data.prepare(config.DataConfig(source="stdlib")) if world.rank == 0 else None
             flags = {**flags, "data_dir": str(workers.agree(world, made))}
-        tokens = data.open_data(flags["data_dir"]) if "data_dir" in flags else grid.stand_in(sc.vocab_size, source)
+        tokens = reader.open_data(flags["data_dir"]) if "data_dir" in flags else stand_in(sc.vocab_size, source)
         self.planner, self.other = Planner(sc.out_dir, flags, tokens, world, source), None
         if sc.other_vocab:
-            theirs = data.open_data(sc.other_vocab)
+            theirs = reader.open_data(sc.other_vocab)
             self.other = Planner(sc.out_dir, {**flags, "data_dir": sc.other_vocab}, theirs, world, source)
         self.cells: dict[str, Cell] = {}  # every cell planned so far
         self.count = self.known = 0
@@ -182,7 +183,7 @@ class Sweep:
     def stages(self, book: Book | None, dry_run: bool = False):
         """Lists of cells, each planned when those before it have run."""
         if self.sc.study:
-            return study.stages(self.sc, self.planner, self.other)
+            return ablation.stages(self.sc, self.planner, self.other)
         return grid.stages(dataclasses.replace(self.sc, dry_run=True) if dry_run else self.sc, self.planner, book)
 
     def plan(self, cells: list[Cell]):
@@ -194,7 +195,7 @@ class Sweep:
     def todo(self, cells: list[Cell], book: Book) -> list[Cell]:
         done = book.done()
         if self.sc.retry:
-            fine = ledger.places(book)
+            fine = results.places(book)
             return [c for c in cells if c.place not in fine and not c.refused]
         return [c for c in cells if c.run_id not in done and not c.refused]
 
@@ -212,13 +213,13 @@ class Sweep:
             with (
                 contextlib.nullcontext()
                 if alone
-                else preview.company(middle, world.device, tokens, workers.cores()[:procs])
+                else dry_run_.company(middle, world.device, tokens, workers.cores()[:procs])
             ):
-                found = preview.estimates(good, world.device, tokens, sc.mfu, world.size)
+                found = dry_run_.estimates(good, world.device, tokens, sc.mfu, world.size)
             costs = dict(zip(good, found, strict=True))
             costs = [costs.get(c) for c in cells]
-            room = preview.memory_gb(world.device, procs)
-        world.print0(preview.table(cells, done, costs, sc.price_per_hour, room, full=True))
+            room = dry_run_.memory_gb(world.device, procs)
+        world.print0(dry_run_.table(cells, done, costs, sc.price_per_hour, room, full=True))
         left = [(c, e) for c, e in zip(cells, costs or [None] * len(cells), strict=True)
                 if c.run_id not in done and not c.refused]  # fmt: skip
         own, real = sum(c.plan.flops for c, _ in left), sum(c.cost for c, _ in left)
@@ -238,7 +239,7 @@ class Sweep:
         if world.rank == 0:
             name = sc.law or sc.simulate
             good = [c for c in stages[0] if not c.refused] if sc.study else good  # one variant is one grid
-            world.print0(preview.worth_text(good, name, book.folder, sc.noise, sc.predict_flops))
+            world.print0(power.worth_text(good, name, book.folder, sc.noise, sc.predict_flops))
 
     def processes(self, cells: list[Cell], book: Book) -> int:
         """How many cells will run at once."""
@@ -278,7 +279,7 @@ class Sweep:
                 queue = None
                 if first:
                     self.plan(cells)
-                    world.print0(preview.table(cells, book.done()))
+                    world.print0(dry_run_.table(cells, book.done()))
                     for c in cells:
                         if c.refused and c.run_id not in book.done():
                             book.add(c, self.planner.record(c, "refused"), self.planner.source)
@@ -326,7 +327,7 @@ class Sweep:
             return answer
         try:
             return {"record": self.asked(self.planner, cell)}
-        except service.Refused as error:
+        except api_.Refused as error:
             return {"status": "refused", "error": str(error)}
 
     def settle(self, cell: Cell, answer: dict, book: Book, queue: workers.Queue):
@@ -370,14 +371,14 @@ class Sweep:
         """Fit everything the CSV holds, print the table, suggest what is next, name what is missing."""
         out, sc = str(book.folder), self.sc
         path, options = book.path, {"predict_flops": tuple(sc.predict_flops)} if sc.predict_flops else {}
-        noise = {} if sc.study else ledger.seed_noise(book.rows)  # a study's rows differ by more than seeds
+        noise = {} if sc.study else results.seed_noise(book.rows)  # a study's rows differ by more than seeds
         if noise:
-            path = ledger.with_noise(book, noise)
+            path = results.with_noise(book, noise)
             options["loss_se_col"] = "seed_noise"
             print(f"noise floor: seeds move a loss by {noise['all'][0]:.2%} ({noise['all'][1]} degrees of freedom)")
         try:
             if sc.study:
-                print(study.report(out, study.collect(sc, self.planner, self.other, book.rows)))
+                print(ablation.report(out, ablation.collect(sc, self.planner, self.other, book.rows)))
             else:
                 print(report.summary(fit.run([str(path)], out_dir=out, plots=True, **options)))
         except ValueError as error:
@@ -409,11 +410,11 @@ class Sweep:
         words = ["--flop_budgets", f"{flops:g}"]
         for name, at in (("n_embds", 0), ("n_layers", 1)):
             words += [f"--{name}", *(str(s[at]) for s in shapes)]
-        return ledger.command(without=gone, more=words)
+        return results.command(without=gone, more=words)
 
     def missing(self, book: Book) -> int:
         """Say which cells have no result and what runs just those; returns how many."""
-        fine, rows = ledger.places(book), {r["run_id"]: r for r in book.rows}
+        fine, rows = results.places(book), {r["run_id"]: r for r in book.rows}
         if self.sc.study:  # several runs stand at one place of the grid
             fine = {r["run_id"] for r in book.rows if r["status"] == "ok"}
         bad = [c for c in self.cells.values() if (c.run_id if self.sc.study else c.place) not in fine]
@@ -434,7 +435,7 @@ class Sweep:
             print(f"stopped: {self.stopped}")
         if bad:
             print(f"{len(bad)} of {len(self.cells)} cells have no result ({said}); to run just those: "
-                  f"{ledger.command(without=('retry', 'lr')[: 2 if first else 1], more=more)}")  # fmt: skip
+                  f"{results.command(without=('retry', 'lr')[: 2 if first else 1], more=more)}")  # fmt: skip
         return max(1, len(bad))
 
 
@@ -442,6 +443,8 @@ class Sweep:
 
 
 def main(argv=None):
+    if sys.argv[1:2] == ["--worker"]:  # how workers.start_worker() starts one
+        return workers.work(*sys.argv[2:])
     parser = Parser("sweep.py", __doc__, SweepConfig, ModelConfig, TrainConfig, skip=SWEPT)
     args = parser.parse_args(argv)
     torchrun = int(os.environ.get("WORLD_SIZE", 1)) > 1
@@ -455,7 +458,7 @@ def main(argv=None):
             raise ValueError("--seed and --seeds exclude each other: leave one out")
         with stop_signals() as stop:
             if torchrun and (sc.parallel == "runs" or sc.simulate or sc.api):
-                device = kernels.pick_device(flags.get("device", "auto"))
+                device = pick_device(flags.get("device", "auto"))
                 if os.environ["RANK"] == "0":
                     missing = go(sc, flags, World(device=device), stop)
                 elif not (sc.dry_run or sc.simulate or sc.api):
@@ -469,7 +472,7 @@ def main(argv=None):
     except (ValueError, OSError) as error:
         parser.fail(error)
     except KeyboardInterrupt:
-        again = ledger.command()
+        again = results.command()
         parser.exit(130, f"sweep.py: interrupted; finished cells are kept, the same command goes on: {again}\n")
     return 1 if missing else 0
 

@@ -11,143 +11,38 @@ training tokens. One run: resolve() does the arithmetic, train() does the work, 
 import contextlib
 import dataclasses
 import gc
-import hashlib
 import json
 import math
 import shlex
-import subprocess
 import sys
 import time
 from collections import deque
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-import checkpoint
-import data
-import kernels
-import optim
-import sample
-import trained
-import watch
-from batches import Batches
-from eval import evaluate, validation_rows
-from model import GPT
-from runplan import Parser, RunPlan, TrainConfig, resolve
-from shapes import ModelConfig
-from world import World, failure, launch, launcher, stop_signals
+from isoflop import device as devices
+from isoflop import gpus
+from isoflop.cli import Parser
+from isoflop.config import ModelConfig
+from isoflop.data import reader
+from isoflop.data.loader import Loader
+from isoflop.data.tokenizer import load_tokenizer
+from isoflop.distributed import World, failure, launch, launcher, stop_signals
+from isoflop.optim import muon, schedule
+from isoflop.train import checkpoint, run_dir, tracking
+from isoflop.train.plan import RunPlan, TrainConfig, resolve
+from isoflop.train.prefetch import Batches
+from isoflop.train.record import RunRecord, commit, run_id, trajectory
+from isoflop.train.validation import evaluate, validation_rows
+from model import GPT, generate
 
 UNTIMED = 4  # steps left out of the speed: they fill caches, or compile
 POLL = 8  # steps after which several processes ask each other whether one was told to stop
 INTERRUPTED = 75  # exit status of a run that a signal ended and that can go on: EX_TEMPFAIL of sysexits.h
-RECIPE = 2  # part of every run_id: raise it when a change of the code changes the losses
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """What happened, as one CSV row. Losses are nats per token; N conventions stand side by side."""
-
-    run_id: str
-    status: str  # ok | diverged | oom | peer_lost
-    started: str
-    seed: int
-    commit: str
-    torch_version: str
-    device: str
-    world_size: int
-    dtype: str
-    data: str  # folder name and corpus hash
-    pack: str
-    n_layer: int
-    n_head: int
-    n_embd: int
-    block_size: int
-    vocab_size: int
-    n_params: int
-    n_params_non_embedding: int
-    n_params_matmul: int
-    flop_budget: float
-    flops: int
-    flops_exact: int
-    flops_exact_over_6nd: float
-    tokens: int
-    tokens_per_param: float
-    epochs: float
-    steps: int
-    tokens_per_step: int
-    batch_size: int
-    hparams: str
-    optimizer: str
-    lr: float
-    schedule: str
-    schedule_steps: int | None  # what the schedule was made for, where the run ended before it
-    warmup_steps: int
-    cooldown_steps: int
-    final_lr_frac: float
-    weight_decay: float
-    beta2: float
-    grad_clip: float
-    z_loss: float
-    ema: float  # decay of the mean of the weights that was evaluated and saved; 0: the last weights were
-    train_loss: float | None  # mean over the last tenth of the steps that ran
-    val_loss: float | None
-    val_loss_se: float | None
-    bits_per_byte: float | None
-    val_tokens: int
-    train_s: float  # the loop alone, its first UNTIMED steps counted at the speed of the rest: they may compile
-    eval_s: float
-    startup_s: float
-    compile_s: float  # with --compile, what the first steps took beyond what such steps take
-    tokens_per_s: float
-    mfu: float | None
-    peak_mem_gb: float
-
-    def summary(self) -> str:
-        if self.status != "ok":
-            way_out = f"; lower --lr ({self.lr:.3g} was used)" if self.status == "diverged" else ""
-            return f"{self.run_id} | {self.status} after {self.steps:,} steps{way_out}"
-        return (
-            f"{self.run_id} | val loss {self.val_loss:.4f} +- {self.val_loss_se:.4f} nats/token | "
-            + (f"{self.bits_per_byte:.4f} bits/byte | " if self.bits_per_byte else "")
-            + f"{self.tokens:,} tokens in {self.train_s:.1f} s "
-            f"({self.tokens_per_s:,.0f} tok/s" + (f", mfu {self.mfu:.1%})" if self.mfu else ")")
-        )
-
-
-def run_id(mc: ModelConfig, tc: TrainConfig, plan: RunPlan, dtype: str, tokens: data.TokenData) -> str:
-    """A hash of what changes the result: not of paths, print intervals, or how a global batch is shared out."""
-    what = trajectory(mc, tc, plan, dtype, tokens) | plan.identity() | {"val_tokens": tc.val_tokens}
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def trajectory(mc: ModelConfig, tc: TrainConfig, plan: RunPlan, dtype: str, tokens: data.TokenData) -> dict:
-    """What decides the weights after each step, but for the learning rates: a checkpoint fits where this is equal."""
-    rates = "steps lr schedule schedule_steps warmup_steps cooldown_steps cooldown final_lr_frac".split()
-    return {
-        "recipe": RECIPE,
-        "model": mc.identity(),
-        "data": [tokens.meta["corpus_sha256"], tokens.meta["tokenizer_sha256"]],
-        "dtype": dtype,
-        "grad_clip": tc.grad_clip,
-        "seed": tc.seed,
-        **({"pack": tc.pack} if tc.pack != "windows" else {}),
-        **{k: v for k, v in plan.identity().items() if k not in rates},
-    }
-
-
-def commit() -> str:
-    """The checkout's commit, with + where files differ from it; empty outside git."""
-    root = Path(__file__).resolve().parent
-    try:
-        git = ["git", "-C", str(root)]
-        head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-        return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 # ----- one run -----
@@ -189,18 +84,20 @@ def train(
     begun = clock()
     world, keep = world or World(), keep or {}
     say = (lambda *_: None) if quiet else world.print0
-    tokens = data.open_data(tc.data_dir)
+    tokens = reader.open_data(tc.data_dir)
     mc = dataclasses.replace(mc, vocab_size=tokens.meta["vocab_size"])
     plan = resolve(mc, tc, world.size, len(tokens.train))
-    loader = data.Loader(tokens.train, mc.block_size, tc.seed, tc.pack, tokens.meta["eot_token"])
+    loader = Loader(tokens.train, mc.block_size, tc.seed, tc.pack, tokens.meta["eot_token"])
     val_rows = validation_rows(tokens, mc.block_size, tc.val_tokens)
-    lengths = data.token_bytes(tokens.folder)  # None for foreign bins whose tokenizer is unknown: no bits per byte then
+    lengths = reader.token_bytes(
+        tokens.folder
+    )  # None for foreign bins whose tokenizer is unknown: no bits per byte then
     spelled = None if lengths is None else torch.from_numpy(lengths).long()
-    dtype, gpu = kernels.compute_dtype(tc.dtype, world.device), kernels.device_name(world.device)
+    dtype, gpu = devices.compute_dtype(tc.dtype, world.device), devices.device_name(world.device)
     id_, fixed = run_id(mc, tc, plan, dtype, tokens), trajectory(mc, tc, plan, dtype, tokens)
     out_dir = Path(tc.out_dir or f"out/{id_}")
     if tc.tracker:
-        watch.check_tracker(tc.tracker)
+        tracking.check_tracker(tc.tracker)
     if tc.resume and (held := checkpoint.finished(out_dir)) and (held["run_id"], held["status"]) == (id_, "ok"):
         say(f"{out_dir}: the run is finished already")
         return RunRecord(**held)
@@ -214,7 +111,7 @@ def train(
 
     torch.manual_seed(tc.seed)  # inside, so that a sweep's cell equals the same command line
     torch.set_float32_matmul_precision("high")  # TF32 where there are tensor cores; exact on a CPU
-    autocast = kernels.autocast(dtype, world.device)
+    autocast = devices.autocast(dtype, world.device)
     if tc.pack == "bos":
         say(f"rows that begin with a document leave out {loader.cropped:.1%} of the training text")
     log_every = tc.log_every or max(1, plan.steps // 20)
@@ -225,7 +122,7 @@ def train(
         first, curve, timed = came.step, came.state["curve"], came.state["timed"]
         losses.extend(torch.tensor(came.state["losses"], device=world.device))
         say(f"going on after step {first}, from {came.folder}")
-    timer = watch.Timer(first, plan.tokens_per_step, *timed)
+    timer = tracking.Timer(first, plan.tokens_per_step, *timed)
     untimed = first + min(UNTIMED, (plan.steps - first) // 2)
     done, status, model, first_ms = first, "ok", None, 0.0
 
@@ -259,11 +156,11 @@ def train(
     with (
         contextlib.ExitStack() as stack,
         tqdm(total=plan.steps, initial=first, unit="step", desc=id_, leave=False, disable=quiet_bar) as bar,
-        watch.tracker(tc.tracker if world.rank == 0 else None, out_dir, id_, settings, say) as track,
+        tracking.tracker(tc.tracker if world.rank == 0 else None, out_dir, id_, settings, say) as track,
     ):
         try:
             model = (came.model() if came else GPT(mc)).to(world.device)
-            optimizer = optim.build(model, plan, tc.grad_clip, dtype, world.device, world.size, tc.zero1)
+            optimizer = muon.build(model, plan, tc.grad_clip, dtype, world.device, world.size, tc.zero1)
             if came:
                 optimizer.load(first, came.flat)
                 came.random(world.rank, world.device)
@@ -274,7 +171,7 @@ def train(
             stack.callback(batches.close)
             loop_start = timer.since = clock()
             for step in range(first, plan.steps):
-                lr = optim.lr_at(step, plan)
+                lr = schedule.lr_at(step, plan)
                 losses.append(backward(runner, *next(batches), plan.micro_batch_size, autocast, optimizer, plan.z_loss))
                 optimizer.step(lr)
                 bar.update()
@@ -295,7 +192,7 @@ def train(
                 losses[-1].item()
                 with timer.paused(done):
                     if sampled:
-                        say(sample.excerpt(model, tokens.folder, autocast, seed=done))
+                        say(excerpt(model, tokens.folder, autocast, seed=done))
                     if done in keep:
                         leave(Path(keep[done]))
                     own = out_dir / "checkpoints" / f"step_{done:08d}"
@@ -325,7 +222,7 @@ def train(
         val = evaluate(model, tokens, spelled, val_rows, world, autocast)
         if not math.isfinite(val["val_loss"]):
             status, val = "diverged", dict.fromkeys(val)
-    peak = kernels.peak_flops(gpu)
+    peak = gpus.peak_flops(gpu)
     D = done * plan.tokens_per_step  # a run that failed is charged with the steps that it ran
     epochs = D / (loader.n_windows * mc.block_size if tc.pack == "bos" else len(tokens.train) - 1)
     tokens_per_s = round(timer.tokens_per_s, 1)
@@ -344,12 +241,12 @@ def train(
         train_loss=train_loss if math.isfinite(train_loss) else None, **val, val_tokens=val_rows * mc.block_size,
         train_s=D / tokens_per_s if tokens_per_s else round(timer.seconds, 3), eval_s=round(clock() - start, 3),
         startup_s=round(startup_s, 3), compile_s=compile_s, tokens_per_s=tokens_per_s,
-        peak_mem_gb=kernels.peak_memory_gb(world.device),
+        peak_mem_gb=devices.peak_memory_gb(world.device),
         mfu=round(plan.flops_per_token_exact * tokens_per_s / world.size / peak, 4) if peak else None,
     ))  # fmt: skip
     if world.rank == 0:
         try:
-            trained.keep_tokenizer(tokens.folder, out_dir, tokens.meta["tokenizer"])
+            run_dir.keep_tokenizer(tokens.folder, out_dir, tokens.meta["tokenizer"])
             problem = checkpoint.save_run(out_dir, model if status in ("ok", "diverged") else None, record, curve)
         except OSError:
             world.print0(json.dumps(asdict(record)))  # no room for the record itself: here it is
@@ -374,7 +271,7 @@ def must_fit(came: checkpoint.Checkpoint, fixed: dict, plan: RunPlan):
         k = other[0]
         raise ValueError(f"{came.folder} is of a run with another {k} ({was.get(k)}, not {fixed.get(k)})")
     for step in range(came.step):
-        a, b = optim.lr_at(step, old), optim.lr_at(step, plan)
+        a, b = schedule.lr_at(step, old), schedule.lr_at(step, plan)
         if a != b:
             raise ValueError(
                 f"{came.folder} is of a run with another learning rate: at step {step + 1} {a:.4g}, here {b:.4g}; "
@@ -442,7 +339,7 @@ def main(argv=None):
                 return INTERRUPTED
             world.print0(record.summary())
             if world.rank == 0:
-                watch.draw_curve(Path(tc.out_dir or f"out/{record.run_id}"), record)
+                tracking.draw_curve(Path(tc.out_dir or f"out/{record.run_id}"), record)
             if args.json:
                 world.print0(json.dumps({**asdict(record), "seconds": record.train_s, "loss": record.train_loss}))
     except (ValueError, OSError) as error:
@@ -450,6 +347,19 @@ def main(argv=None):
     except KeyboardInterrupt:
         parser.exit(130, "train.py: interrupted at once; nothing was recorded since the last checkpoint\n")
     return 0 if record.status == "ok" else 1
+
+
+def excerpt(model, folder, autocast, count: int = 64, seed: int = 0) -> str:
+    """A line of text that the model writes after the end of a document; the global random state is left alone."""
+    try:
+        tokenizer = load_tokenizer(folder)
+    except ValueError as error:
+        return f"sample | none: {error}"
+    device, usable = next(model.parameters()).device, tokenizer.n_vocab
+    idx = torch.full((1, 1), tokenizer.eot_token, dtype=torch.int64, device=device)
+    with autocast:
+        out = generate(model, idx, count, generator=torch.Generator().manual_seed(seed), cache=False, usable=usable)
+    return "sample | " + repr(tokenizer.decode(out[0, 1:].tolist()))
 
 
 if __name__ == "__main__":

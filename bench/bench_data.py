@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import data
-import tokenizer as tok
+from isoflop.data import bpe, config, downloads, reader, tokenizer
 
 MEASURE = "import resource, sys, data; status = data.main(sys.argv[1:]); " + (
     "print('peak kB', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(status)"
@@ -41,20 +41,20 @@ def main():
 
 def speed(args, folder: Path):
     texts = pq.read_table(args.parquet, columns=["text"]).column(0).to_pylist()
-    spec = {"name": "gpt2", "pattern": tok.PATTERN, "tokens": tok.gpt2_tokens()}
-    encoding = tok.Tokenizer(spec | {"eot": 50256, "n_vocab": 50257}).encoding
+    spec = {"name": "gpt2", "pattern": bpe.PATTERN, "tokens": downloads.gpt2_tokens()}
+    encoding = tokenizer.Tokenizer(spec | {"eot": 50256, "n_vocab": 50257}).encoding
     rates = {"bare": [], "ours": []}
     for i in range(args.rounds):
         start = time.perf_counter()
         n = 0
         for at in range(0, len(texts), 1024):
-            n += sum(map(len, encoding.encode_ordinary_batch(texts[at : at + 1024], num_threads=tok.cores())))
+            n += sum(map(len, encoding.encode_ordinary_batch(texts[at : at + 1024], num_threads=tokenizer.cores())))
         rates["bare"].append(n / (time.perf_counter() - start))
         start = time.perf_counter()
-        made = data.prepare(data.DataConfig(source=args.parquet, out_dir=str(folder / str(i))), quiet=True)
+        made = data.prepare(config.DataConfig(source=args.parquet, out_dir=str(folder / str(i))), quiet=True)
         seconds = time.perf_counter() - start
         meta = json.loads((made / "meta.json").read_text())
-        rates["ours"].append(sum(meta[split]["tokens"] - meta[split]["documents"] for split in data.SPLITS) / seconds)
+        rates["ours"].append(sum(meta[split]["tokens"] - meta[split]["documents"] for split in reader.SPLITS) / seconds)
     for side, found in rates.items():
         print(
             f"{side}: {statistics.median(found) / 1e6:.2f}M tokens/s ({min(found) / 1e6:.2f} .. {max(found) / 1e6:.2f})"
@@ -77,7 +77,7 @@ def memory(args, folder: Path):
         lines = done.stdout.splitlines()
         assert done.returncode == 0, done.stderr
         meta = json.loads((folder / "d" / "meta.json").read_text())
-        text, tokens = (sum(meta[split][k] for split in data.SPLITS) for k in ("bytes", "tokens"))
+        text, tokens = (sum(meta[split][k] for split in reader.SPLITS) for k in ("bytes", "tokens"))
         peak, seconds = int(lines[-1].split()[-1]) / 1e3, time.perf_counter() - start
         print(f"{text / 1e6:,.0f} MB of text: peak {peak:,.0f} MB, {tokens / seconds / 1e6:.2f}M tokens/s start to end")
 

@@ -24,9 +24,9 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 from scipy.optimize import minimize  # noqa: E402
 
-import laws  # noqa: E402
-import parametric  # noqa: E402
-import runs  # noqa: E402
+from isoflop import laws  # noqa: E402
+from isoflop.fit import huber, parametric  # noqa: E402
+from isoflop.fit import table as runs  # noqa: E402
 
 # Hoffmann et al. 2022, section D.2: a and b in {0, 5, .., 25}, alpha and beta in {0, 0.5, .., 2}, e in {-1, .., 1}
 GRID = list(itertools.product(range(0, 30, 5), range(0, 30, 5), *[np.arange(0, 2.5, 0.5)] * 2, np.arange(-1, 1.5, 0.5)))
@@ -84,9 +84,9 @@ def main():
         short.append((w, minimize(objective, at, (x, y, z, w), "L-BFGS-B", jac=True).fun))
     s_boot = (time.perf_counter() - start) * 4000 / args.resamples
     w = np.array([v for v, _ in short])
-    j = parametric._jacobian(ours.theta, np.stack([x, y]) - ours.mu[:, None], True)
-    rows = parametric._Rows(np.stack([x, y]) - ours.mu[:, None])
-    _, low, _ = parametric._newton(np.repeat(ours.theta[None], len(w), 0), rows, z, w, 1e-3, True, 0.1 * j.T @ j)
+    j = huber._jacobian(ours.theta, np.stack([x, y]) - ours.mu[:, None], True)
+    rows = huber._Rows(np.stack([x, y]) - ours.mu[:, None])
+    _, low, _ = huber._newton(np.repeat(ours.theta[None], len(w), 0), rows, z, w, 1e-3, True, 0.1 * j.T @ j)
     excess = np.array([v for _, v in short]) / low - 1
 
     print(f"{len(n)} runs")

@@ -19,12 +19,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
-import costs  # noqa: E402
-import data  # noqa: E402
-import kernels  # noqa: E402
-import train  # noqa: E402
-from plan import TrainConfig  # noqa: E402
-from shapes import ModelConfig  # noqa: E402
+import data
+import train
+from isoflop import device, flops
+from isoflop.config import ModelConfig
+from isoflop.data import config, reader
+from isoflop.plan import estimate, memory
+from isoflop.train import record as record_
+from isoflop.train.plan import TrainConfig
 
 CONFIGURATIONS = (  # model, sequences a step, vocabulary
     (ModelConfig(1, 32), 12, 512),
@@ -47,7 +49,7 @@ def allocated_peak(work) -> int:
     return most
 
 
-def run(mc, folder, out, **given) -> train.RunRecord:
+def run(mc, folder, out, **given) -> record_.RunRecord:
     tc = TrainConfig(data_dir=folder, out_dir=str(out), overwrite=True, device="cpu", **given)
     return train.train(mc, tc, quiet=True)
 
@@ -56,10 +58,10 @@ def measure(mc, rows, folder, dtype, out, steps=3, val_tokens=2**14) -> tuple[in
     """(measured, predicted) peak in bytes of a run of a few steps on the tokens in `folder`."""
     given = dict(batch_size=rows, max_iters=steps, dtype=dtype, val_tokens=val_tokens)
     measured = allocated_peak(lambda: run(mc, folder, out, **given))
-    tokens = data.open_data(folder)
+    tokens = reader.open_data(folder)
     mc = dataclasses.replace(mc, vocab_size=tokens.meta["vocab_size"])
     val_tokens = min(val_tokens, len(tokens.val) - 1)
-    return measured, costs.memory(mc, rows, dtype, "cpu", val_tokens=val_tokens)["peak"]
+    return measured, memory.memory(mc, rows, dtype, "cpu", val_tokens=val_tokens)["peak"]
 
 
 def main():
@@ -70,7 +72,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         token_folders = {}
         for V in sorted({v for *_, v in CONFIGURATIONS}):
-            wanted = data.DataConfig(source="stdlib", tokenizer=f"bpe:{V}", out_dir=os.path.join(folder, str(V)))
+            wanted = config.DataConfig(source="stdlib", tokenizer=f"bpe:{V}", out_dir=os.path.join(folder, str(V)))
             token_folders[V] = str(data.prepare(wanted, quiet=True))
         if asked.only != "time":
             print("\nlayers x width, context, vocabulary, batch  type      measured     plan.py  ratio")
@@ -83,14 +85,14 @@ def main():
                 )
         if asked.only == "memory":
             return
-        kernels.keep_memory()  # as train.py's launch() does
+        device.keep_memory()  # as train.py's launch() does
         print("\nlayers x width, context, vocabulary, batch  FLOP/s    seconds  plan.py  ratio")
         for mc, rows, V in CONFIGURATIONS:
-            steps = max(12, int(1e11 / (costs.flops_per_token_exact(mc) * rows * mc.block_size)))
+            steps = max(12, int(1e11 / (flops.flops_per_token_exact(mc) * rows * mc.block_size)))
             out, given = Path(folder) / "out", dict(batch_size=rows, val_tokens=2**12)
             run(mc, token_folders[V], out, max_iters=6, **given)  # warms caches and the allocator up
             run(mc, token_folders[V], out, max_iters=steps, **given)
-            speed = costs.read_speed(out / "run.json", 1)
+            speed = estimate.read_speed(out / "run.json", 1)
             longer = run(mc, token_folders[V], out, max_iters=3 * steps, **given)
             mc = dataclasses.replace(mc, vocab_size=V)
             said = speed.seconds(mc, longer.tokens)

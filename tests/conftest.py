@@ -18,13 +18,14 @@ ROOT = Path(__file__).resolve().parent.parent
 def toy_data(tmp_path_factory):
     """A byte-level token folder of about 60,000 tokens of structured text, made by data.prepare itself."""
     import data
+    from isoflop.data import config as config_
 
     folder = tmp_path_factory.mktemp("toy")
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abcdefgh"), rng.integers(2, 7))) for _ in range(60)]
     lines = [" ".join(rng.choice(words, rng.integers(5, 20))) + "." for _ in range(1400)]
     (folder / "toy.jsonl").write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
-    config = data.DataConfig(
+    config = config_.DataConfig(
         source=str(folder / "toy.jsonl"), tokenizer="byte", out_dir=str(folder / "bins"), val_fraction=0.1
     )
     return str(data.prepare(config, quiet=True))

@@ -12,11 +12,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.distributed as dist
 
-import optim
+from isoflop.config import ModelConfig
+from isoflop.distributed import launch
+from isoflop.optim import adamw, muon
+from isoflop.train.plan import TrainConfig
 from model import GPT
-from plan import TrainConfig
-from shapes import ModelConfig
-from train import launch, train
+from train import train
 
 SHAPE = dict(n_layer=2, n_embd=16, block_size=32)
 
@@ -33,7 +34,7 @@ def steps(kind: str, world, zero1: bool, first: int, last: int, saved=None):
     model = GPT(ModelConfig(**SHAPE, vocab_size=61))
     if saved:
         model.load_state_dict(saved[0])
-    make = optim.FlatAdamW if kind == "adamw" else optim.FlatMuon
+    make = adamw.FlatAdamW if kind == "adamw" else muon.FlatMuon
     more = {} if kind == "adamw" else {"inner": torch.float32}
     optimizer = make(model, 0.1, 0.95, 1.0, world_size=world.size, zero1=zero1, pieces=2, ema=0.9, **more)
     if saved:
@@ -69,7 +70,7 @@ def final(optimizer, model):
 
 def main():
     ask = json.loads(sys.argv[1])
-    optim.BUCKET = ask["bucket"]
+    adamw.BUCKET = ask["bucket"]
     with launch("cpu") as world:
         for name, run in ask["runs"].items():
             train(ModelConfig(**SHAPE), TrainConfig(**run, out_dir=f"{ask['out']}/{name}"), world, quiet=True)

@@ -6,28 +6,31 @@ import json
 import pytest
 import torch
 
-import costs
-import data
-import kernels
-import optim
 from bench.bench_memory import allocated_peak, measure, run
+from isoflop import device, display, gpus
+from isoflop.config import ModelConfig, configure
+from isoflop.data import reader
+from isoflop.flops import count_params, flops_per_token_exact
+from isoflop.kernels import attention, cross_entropy
+from isoflop.optim import adamw, muon
+from isoflop.plan import estimate as costs
+from isoflop.plan import memory
+from isoflop.train.plan import TrainConfig, resolve
 from model import GPT
-from plan import TrainConfig, resolve
-from shapes import ModelConfig, configure, count_params, flops_per_token_exact
 
 SMALL = ModelConfig(2, 48, block_size=64, vocab_size=300)
 
 
 def test_figures_that_stand_in_two_places_agree():
-    assert costs.QUERY_BLOCK == kernels.QUERY_BLOCK
+    assert memory.QUERY_BLOCK == attention.QUERY_BLOCK
     for V, path in itertools.product((257, 2**14, 50257), ("cpu", "cuda")):
-        assert costs.head_rows(V, path) == kernels.head_rows(V, torch.device(path))
-    for name, peak in kernels.PEAK_FLOPS.items():
-        assert costs.GPUS[name.lower().replace("rtx ", "rtx").replace(" ", "-")].peak == peak
+        assert memory.head_rows(V, path) == cross_entropy.head_rows(V, torch.device(path))
+    for name, peak in gpus.PEAK_FLOPS.items():
+        assert gpus.GPUS[name.lower().replace("rtx ", "rtx").replace(" ", "-")].peak == peak
 
 
 def test_every_price_says_where_and_when():
-    for name, gpu in costs.GPUS.items():
+    for name, gpu in gpus.GPUS.items():
         assert (gpu.price is None) == (not gpu.price_source), name
         assert gpu.price is None or "read 202" in gpu.price_source, name
 
@@ -36,8 +39,8 @@ def test_every_price_says_where_and_when():
 @pytest.mark.parametrize("kind, ema", [("adamw", 0.0), ("muon", 0.9)])
 def test_weights_gradients_and_state_are_the_optimizers_own_buffers(dtype, kind, ema):
     plan = resolve(SMALL, TrainConfig(max_iters=5, batch_size=2, optimizer=kind, ema=ema))
-    opt = optim.build(GPT(SMALL), plan, 1.0, dtype, "cpu")
-    said = costs.memory(SMALL, 2, dtype, "cpu", optimizer=kind, ema=bool(ema))
+    opt = muon.build(GPT(SMALL), plan, 1.0, dtype, "cpu")
+    said = memory.memory(SMALL, 2, dtype, "cpu", optimizer=kind, ema=bool(ema))
     assert said["weights"] == opt.weights.nbytes
     assert said["gradients"] == opt.grad.nbytes
     assert said["optimizer"] == opt.state_bytes()
@@ -82,14 +85,14 @@ def test_peak_of_the_presets_within_ten_percent(toy_data, tmp_path, name):
 @pytest.mark.parametrize("name", ["default", *OTHERS])
 def test_plain_pieces_under_autocast_within_fifteen_percent(monkeypatch, name):
     """What the CUDA column counts, rehearsed on a CPU: no GPU was at hand."""
-    monkeypatch.setattr(kernels, "fused", lambda x: False)
-    monkeypatch.setattr(costs, "_evaluation", lambda *a: 0)
+    monkeypatch.setattr(device, "HAS_PRIVATE", False)  # fused() says no; the optimizer keeps its own copy
+    monkeypatch.setattr(memory, "_evaluation", lambda *a: 0)
     mc = OTHERS.get(name, ModelConfig(3, 192, block_size=128))
     mc = ModelConfig(**{**mc.__dict__, "vocab_size": 1024})
 
     def step():
         model = GPT(mc)
-        opt = optim.FlatAdamW(model, 0.1, 0.95, 1.0)
+        opt = adamw.FlatAdamW(model, 0.1, 0.95, 1.0)
         idx = torch.randint(0, mc.vocab_size, (16, mc.block_size))
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(idx, idx)[1]
@@ -97,12 +100,12 @@ def test_plain_pieces_under_autocast_within_fifteen_percent(monkeypatch, name):
         opt.gather()
         opt.step(1e-3)
 
-    assert costs.memory(mc, 16, "bfloat16", "cuda")["peak"] == pytest.approx(allocated_peak(step), rel=0.15)
+    assert memory.memory(mc, 16, "bfloat16", "cuda")["peak"] == pytest.approx(allocated_peak(step), rel=0.15)
 
 
 def test_zero1_and_checkpointing_save_what_they_should():
     cfg = configure("gpt2-xl")
-    one, four = (costs.memory(cfg, 4, n_gpus=n) for n in (1, 4))
+    one, four = (memory.memory(cfg, 4, n_gpus=n) for n in (1, 4))
     P = count_params(cfg)["total"]
     assert one["optimizer"] == four["optimizer"] == 8 * P
     assert four["optimizer_zero1"] == 12 * P / 4  # with the part of the master that each keeps
@@ -113,7 +116,7 @@ def test_zero1_and_checkpointing_save_what_they_should():
 
 
 def test_time_is_exact_flops_over_speed(toy_data, tmp_path):
-    mc = ModelConfig(1, 32, vocab_size=data.open_data(toy_data).meta["vocab_size"])
+    mc = ModelConfig(1, 32, vocab_size=reader.open_data(toy_data).meta["vocab_size"])
     record = run(mc, toy_data, tmp_path, max_iters=12, batch_size=4, val_tokens=2**11)
     speed = costs.speed(None, 1, None, None, str(tmp_path / "run.json"))
     assert speed.seconds(mc, record.tokens) == pytest.approx(record.train_s)
@@ -129,12 +132,12 @@ def test_time_and_money_by_hand():
     assert "assumed" in costs.speed("a100", 1, None, None, None).how
     assert costs.speed(None, 1, None, None, None) is None
     assert costs.dollars(7200, 8, 1.5) == 24.0
-    assert costs.human_time(7200) == "2.0 h" and costs.human_time(86400 * 10.5) == "10.5 d"
+    assert display.human_time(7200) == "2.0 h" and display.human_time(86400 * 10.5) == "10.5 d"
 
 
 def test_refused(tmp_path):
     with pytest.raises(ValueError, match="--gpu h300 is unknown; known: a100-40gb"):
-        costs.find_gpu("h300")
+        gpus.find_gpu("h300")
     with pytest.raises(ValueError, match="--mfu 1.5 must be above 0 and at most 1"):
         costs.speed("h100", 1, 1.5, None, None)
     (tmp_path / "run.json").write_text(json.dumps({"status": "ok"}))

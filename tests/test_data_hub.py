@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from hub_stub import Hub
 
-from data import DataConfig, load_tokenizer, open_data
+from isoflop.data.config import DataConfig
+from isoflop.data.reader import open_data
+from isoflop.data.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 REPO = "HuggingFaceFW/fineweb"

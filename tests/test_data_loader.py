@@ -5,8 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-import loader as loading
-from data import DataError, Loader
+from isoflop.data import loader as loading
+from isoflop.data.errors import DataError
+from isoflop.data.loader import Loader
 
 EOT = 9
 
@@ -114,7 +115,7 @@ def test_modes_read_maps_as_they_read_memory(mode, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("threaded", [False, True])
 def test_batches_are_the_loaders(threaded):
-    from batches import Batches
+    from isoflop.train.prefetch import Batches
 
     tokens = np.arange(3000, dtype=np.uint16)
     plain = Loader(tokens, 16, seed=1)
@@ -128,7 +129,7 @@ def test_batches_are_the_loaders(threaded):
 
 @pytest.mark.parametrize("threaded", [False, True])
 def test_what_fails_while_reading_fails_the_step(threaded):
-    from batches import Batches
+    from isoflop.train.prefetch import Batches
 
     class Torn:
         def sequences(self, first, count):
@@ -148,7 +149,7 @@ def test_what_fails_while_reading_fails_the_step(threaded):
 def test_a_closed_reader_ends_its_thread():
     import threading
 
-    from batches import Batches
+    from isoflop.train.prefetch import Batches
 
     before = threading.active_count()
     batches = Batches(Loader(np.arange(3000), 16), 0, 4, 4, 10**6, "cpu", threaded=True)

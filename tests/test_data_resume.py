@@ -17,26 +17,31 @@ from test_data import ODD, documents_of, write_jsonl
 from test_data_hub import README, REPO, parquet
 
 import data
-import stream
-from data import DataConfig, DataError, Loader, open_data, prepare
+from data import prepare
+from isoflop.data import documents as stream
+from isoflop.data.config import DataConfig
+from isoflop.data.errors import DataError
+from isoflop.data.loader import Loader
+from isoflop.data.reader import open_data
 
 ROOT = Path(__file__).parent.parent
 CORPORA = ROOT.parent / "shared" / "corpora"
 PIECE = 2**15  # bytes between two marks here, instead of 64 MiB: small text has many places to go on from
 CODE = """
-import os, signal, sys, sources, stream
-stream.MARK_BYTES, sources.CHUNK_DOCS = {piece}, 50
-import data, shards
+import os, signal, sys
+from isoflop.data import documents, sources, writer
+documents.MARK_BYTES, sources.CHUNK_DOCS = {piece}, 50
+import data
 {more}
 sys.stdout.flush(), os._exit(data.main(sys.argv[1:])) if __name__ == "__main__" else None
 """
 SLOWLY = """
 import time
-add = shards.Splits.add
+add = writer.Splits.add
 def slow(self, *args):
     time.sleep(0.001)
     return add(self, *args)
-shards.Splits.add = slow
+writer.Splits.add = slow
 """
 
 
@@ -104,8 +109,8 @@ def test_kill_and_resume(tmp_path, rows, tokenizer):
 def test_a_failure_behind_a_mark_keeps_what_was_made(tmp_path, rows):
     flags = ["--source", rows, "--tokenizer", "byte", "--out_dir", "d"]
     full = "def full(self, raw):\n    raise OSError(28, 'No space left on device')\n"
-    full += "mark = shards.Splits.mark\ndef after(self, item):\n    mark(self, item)\n    shards.Shard.write = full\n"
-    stopped = start(*flags, cwd=tmp_path, more=full + "shards.Splits.mark = after\n")
+    full += "mark = writer.Splits.mark\ndef after(self, item):\n    mark(self, item)\n    writer.Shard.write = full\n"
+    stopped = start(*flags, cwd=tmp_path, more=full + "writer.Splits.mark = after\n")
     out, err = stopped.communicate(timeout=60)
     assert stopped.returncode == 2 and err.count("\n") == 1 and "No space left" in err, err
     assert "the same command goes on from there" in err and not (tmp_path / "d").exists()

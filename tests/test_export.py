@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_sample import TOYS, toy
 
-import data
 import export
-import tokens_hf
-import trained
+from isoflop.config import ModelConfig
+from isoflop.data import tokenizer as data
+from isoflop.hf import tokenizer as tokens_hf
+from isoflop.hf import weights as weights_
+from isoflop.train import run_dir
 from model import save_model
-from shapes import ModelConfig
 
 NEEDS = "exports are read back with transformers: pip install transformers tokenizers"
 SHAPES = TOYS | {
@@ -35,7 +36,7 @@ def build(name, **more):
 
 def ours(folder, name, toy_data):
     save_model(build(name), folder)
-    trained.keep_tokenizer(toy_data, folder)
+    run_dir.keep_tokenizer(toy_data, folder)
     (folder / "run.json").write_text(json.dumps({"run_id": "abc123", "val_loss": 3.25, "mfu": None}))
     return folder
 
@@ -56,7 +57,7 @@ def test_there_and_back_is_the_identity(name, tmp_path, toy_data, capsys):
     assert same_weights(here, tmp_path / "back")
     for name_ in ("config.json", "tokenizer.json"):
         assert json.loads((here / name_).read_text()) == json.loads((tmp_path / "back" / name_).read_text())
-    assert trained.load(tmp_path / "back").record["run_id"] == "abc123"
+    assert run_dir.load(tmp_path / "back").record["run_id"] == "abc123"
     card = (tmp_path / "hf" / "README.md").read_text()
     assert "| val_loss | 3.25 |" in card and "mfu" not in card
     said = capsys.readouterr().out
@@ -67,8 +68,8 @@ def test_there_and_back_is_the_identity(name, tmp_path, toy_data, capsys):
 def test_logits_and_greedy_text_equal_transformers(name, tmp_path, toy_data):
     transformers = pytest.importorskip("transformers", reason=NEEDS)
     here, out = ours(tmp_path / "ours", name, toy_data), tmp_path / "hf"
-    found = trained.load(here)
-    export.write_hf(found, out)
+    found = run_dir.load(here)
+    weights_.write_hf(found, out)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
     assert type(theirs).__name__ == next(v for k, v in KIND.items() if name.startswith(k))
     idx = torch.randint(257, (3, 24), generator=torch.Generator().manual_seed(1))
@@ -77,7 +78,7 @@ def test_logits_and_greedy_text_equal_transformers(name, tmp_path, toy_data):
     assert a.std() > 0.1, "logits of zero would prove nothing"
     assert (a - b).abs().max() <= 1e-5 * max(1, a.abs().max())
 
-    import sample
+    import model as sample
 
     greedy = sample.generate(found.model, idx[:1, :4], 20, temperature=0)
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
@@ -105,7 +106,7 @@ def test_their_own_models_come_here(name, tmp_path):
     theirs.half().save_pretrained(tmp_path / "hf", max_shard_size="30KB")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
     assert (tmp_path / "hf" / "model.safetensors.index.json").exists()
-    model = export.read_hf(tmp_path / "hf").eval()
+    model = weights_.read_hf(tmp_path / "hf").eval()
     idx = torch.randint(99, (2, 32), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         a, b = model(idx)[0], theirs(idx).logits
@@ -121,28 +122,28 @@ def test_what_no_stock_model_computes_is_refused(tmp_path, toy_data):
         (dict(position="learned"), "position is learned"),
     ):
         with pytest.raises(ValueError, match="no stock architecture is exact") as refused:
-            export.architecture(ModelConfig(**TOYS["default"] | more, vocab_size=257))
+            weights_.architecture(ModelConfig(**TOYS["default"] | more, vocab_size=257))
         assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_a_model_that_was_trained_on_is_no_longer_ours(tmp_path, toy_data):
     """Gains that moved are kept; a gate that moved away from up is not squared ReLU, and is refused."""
-    export.write_hf(trained.load(ours(tmp_path / "ours", "default", toy_data)), tmp_path / "hf")
+    weights_.write_hf(run_dir.load(ours(tmp_path / "ours", "default", toy_data)), tmp_path / "hf")
     path = tmp_path / "hf" / "model.safetensors"
     state = load_file(path)
     state["model.norm.weight"] *= 2
     save_file(state, path)
-    model = export.read_hf(tmp_path / "hf")
+    model = weights_.read_hf(tmp_path / "hf")
     assert model.config.norm_gain and (model.ln_f.weight == 2).all()
     state["model.layers.0.mlp.gate_proj.weight"][0, 0] += 1
     save_file(state, path)
     with pytest.raises(ValueError, match="gate_proj.weight and .*up_proj.weight differ"):
-        export.read_hf(tmp_path / "hf")
+        weights_.read_hf(tmp_path / "hf")
     state["model.layers.1.self_attn.q_norm.weight"][0] = 2
     state["model.layers.0.mlp.gate_proj.weight"][0, 0] -= 1
     save_file(state, path)
     with pytest.raises(ValueError):
-        export.read_hf(tmp_path / "hf")
+        weights_.read_hf(tmp_path / "hf")
 
 
 # ----- refusals -----
@@ -197,7 +198,7 @@ def break_(folder, kind):
     ],
 )
 def test_what_cannot_come_here_is_said_in_a_line(kind, words, tmp_path, toy_data, capsys):
-    export.write_hf(trained.load(ours(tmp_path / "ours", "gpt2", toy_data)), tmp_path / "hf")
+    weights_.write_hf(run_dir.load(ours(tmp_path / "ours", "gpt2", toy_data)), tmp_path / "hf")
     break_(tmp_path / "hf", kind)
     with pytest.raises(SystemExit) as end:
         export.main(["--from_hf", str(tmp_path / "hf"), "--out", str(tmp_path / "back")])
@@ -207,11 +208,11 @@ def test_what_cannot_come_here_is_said_in_a_line(kind, words, tmp_path, toy_data
 
 
 def test_scaled_rotary_positions_are_refused(tmp_path, toy_data):
-    export.write_hf(trained.load(ours(tmp_path / "ours", "llama3", toy_data)), tmp_path / "hf")
+    weights_.write_hf(run_dir.load(ours(tmp_path / "ours", "llama3", toy_data)), tmp_path / "hf")
     hf = json.loads((tmp_path / "hf" / "config.json").read_text())
     for key in ("rope_parameters", "rope_scaling"):
         with pytest.raises(ValueError, match="rotary positions are scaled .llama3."):
-            export.own_config(hf | {"rope_parameters": None} | {key: {"rope_type": "llama3", "factor": 8.0}})
+            weights_.own_config(hf | {"rope_parameters": None} | {key: {"rope_type": "llama3", "factor": 8.0}})
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,7 @@ def test_mistakes_are_one_line(flags, words, tmp_path, toy_data, capsys):
 
 def own_tokenizer(folder, kind):
     """tokenizer.json of a small BPE over odd text, with GPT-2's pattern or another."""
-    import tokenizer
+    from isoflop.data import tokenizer
 
     tokens = tokenizer.make_tokenizer("bpe:400", odd_texts(2000))
     if kind == "other pattern":

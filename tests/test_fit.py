@@ -10,11 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fit
-import forecast
-import frontier
-import laws
-import parametric
-import runs
+from isoflop import laws
+from isoflop.fit import backtest, envelope, huber, isoflop, parametric, power_law, predict
+from isoflop.fit import table as runs
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT.parent / "shared" / "reference"
@@ -49,7 +47,7 @@ def test_gradient_and_hessian_are_exact(k, has_e, delta):
     )
 
     def f(t):
-        return parametric._evaluate(t, parametric._Rows(x), z, w, delta, has_e)
+        return huber._evaluate(t, huber._Rows(x), z, w, delta, has_e)
 
     value, g, h = f(theta)
     u = theta[:, :k, None] - theta[:, k : 2 * k, None] * x
@@ -70,12 +68,10 @@ def test_every_bootstrap_resample_is_a_stationary_point():
     p = parametric.fit_parametric(n, d, loss, resamples=500)
     assert p.bootstrap["unconverged"] == 0 and p.gradient < 1e-6 and len(p.draws.E) > 480
     rng = np.random.default_rng(0)  # the first resample again, from many starts: nothing lower
-    w = parametric.resample_counts(rng, len(n), 500)[0]
+    w = huber.resample_counts(rng, len(n), 500)[0]
     x, z = np.log(np.stack([n, d])), np.log(loss)
     x = x - x.mean(1, keepdims=True)
-    _, best, _, _ = parametric._best(
-        parametric._grid_starts(x, z, np.geomspace(0.1, 1, 6)), x, z, w, 1e-3, True, patience=200
-    )
+    _, best, _, _ = huber._best(huber._grid_starts(x, z, np.geomspace(0.1, 1, 6)), x, z, w, 1e-3, True, patience=200)
     draw = laws.Law(*(v[0] for v in p.draws.params.values()))
     r = np.abs(z - np.log(draw.loss(n, d)))
     value = float((w * np.where(r <= 1e-3, r**2 / 2, 1e-3 * (r - 5e-4))).sum())
@@ -110,7 +106,7 @@ def test_known_laws_are_recovered_exactly_without_noise(name):
     p = parametric.fit_parametric(n, d, loss, resamples=0)
     for k, v in law.params.items():
         assert np.isclose(getattr(p.law, k), v, rtol=1e-5)
-    i = frontier.fit_isoflop(n, d, c, loss, resamples=0)
+    i = isoflop.fit_isoflop(n, d, c, loss, resamples=0)
     assert abs(i.a - law.exponents()[0]) < 1e-3 and np.isclose(i.a + i.b, 1)
 
 
@@ -120,7 +116,7 @@ def test_costs_that_are_not_6nd_move_the_optimum_as_they_should():
     c = np.repeat([1e18, 1e19, 1e20, 1e21], 8)
     n = np.concatenate([LAW.optimum(v, cost)[0] * np.geomspace(0.2, 5, 8) for v in (1e18, 1e19, 1e20, 1e21)])
     d = cost.tokens(n, c)
-    i = frontier.fit_isoflop(n, d, c, LAW.loss(n, d), resamples=0)
+    i = isoflop.fit_isoflop(n, d, c, LAW.loss(n, d), resamples=0)
     a, b = LAW.exponents(cost)
     assert abs(i.a - a) < 1e-3 and abs(i.b - b) < 1.1e-3
     assert all(np.isclose(cost.flops(v.n_opt, v.d_opt), v.flops, rtol=1e-6) for v in i.budgets)
@@ -133,13 +129,13 @@ def test_costs_that_are_not_6nd_move_the_optimum_as_they_should():
 
 def test_frontier_power_law_and_its_inverse():
     c = np.geomspace(1e17, 1e21, 9)
-    p = parametric.fit_power_law(c, 1.8 + 900.0 * c**-0.16)
+    p = power_law.fit_power_law(c, 1.8 + 900.0 * c**-0.16)
     assert np.isclose(p.E, 1.8) and np.isclose(p.g, 0.16) and p.r2 > 1 - 1e-9 and np.isclose(p.inverse(p(1e22)), 1e22)
     assert p.inverse(1.7) == np.inf
-    straight = parametric.fit_power_law(c, 900.0 * c**-0.16, offset=False)
+    straight = power_law.fit_power_law(c, 900.0 * c**-0.16, offset=False)
     assert np.isclose(straight.k, 900) and np.isclose(straight.g, 0.16) and straight.E == 0
-    assert parametric.fit_power_law(c, 900.0 * c**-0.16).refusals[0].code in ("e_at_zero", "runaway_exponent")
-    assert parametric.fit_power_law(c[:3], c[:3] ** -0.1).refusals[0].code == "too_few_points"
+    assert power_law.fit_power_law(c, 900.0 * c**-0.16).refusals[0].code in ("e_at_zero", "runaway_exponent")
+    assert power_law.fit_power_law(c[:3], c[:3] ** -0.1).refusals[0].code == "too_few_points"
 
 
 def test_envelope_of_simulated_curves():
@@ -149,20 +145,20 @@ def test_envelope_of_simulated_curves():
     curve = {"run": run.ravel(), "n": n[run.ravel()], "d": d[step.ravel()]}
     curve |= {"c": 6 * curve["n"] * curve["d"], "loss": LAW.loss(curve["n"], curve["d"])}
     for rule in ("hull", "bins"):
-        e = frontier.fit_envelope(curve, rule, resamples=100)
+        e = envelope.fit_envelope(curve, rule, resamples=100)
         assert abs(e.a - LAW.exponents()[0]) < 0.02
         assert np.percentile(e.draws["a"], 2.5) < LAW.exponents()[0] < np.percentile(e.draws["a"], 97.5)
         assert e.points["n"].min() > n.min() and e.points["n"].max() < n.max()
     few = {k: v[curve["run"] < 3] for k, v in curve.items()}
-    assert frontier.fit_envelope(few).refusals[0].code == "too_few_curves"
+    assert envelope.fit_envelope(few).refusals[0].code == "too_few_curves"
 
 
 def test_bias_by_construction_is_that_of_the_grid():
     n = np.concatenate([LAW.optimum(c)[0] * np.geomspace(0.5, 40, 9) for c in (1e18, 1e19, 1e20)])  # lopsided and wide
     c = np.repeat([1e18, 1e19, 1e20], 9)
     d = c / 6 / n
-    i = frontier.fit_isoflop(n, d, c, LAW.loss(n, d), resamples=0)
-    bias = frontier.parabola_bias(i, LAW, n, d, c)
+    i = isoflop.fit_isoflop(n, d, c, LAW.loss(n, d), resamples=0)
+    bias = isoflop.parabola_bias(i, LAW, n, d, c)
     assert np.isclose(bias["surface_a"], LAW.exponents()[0]) and np.isclose(bias["parabola_a"], i.all_points["a"])
     assert abs(np.log(bias["parabola_n_ratio"])) > 0.1 > 1.5 * abs(np.log(bias["local_n_ratio"]))
 
@@ -241,14 +237,14 @@ def test_predictions_carry_both_intervals(tmp_path):
 def test_back_test_predicts_from_below_only():
     n, d, c, loss = grid(0.0, 0, 10 ** np.linspace(17, 20, 7), 9)
     table = runs.Table(None, n, d, c, loss, None)
-    rows = forecast.backtest(table, 0.1, 1e-3)
+    rows = backtest.backtest(table, 0.1, 1e-3)
     mine = [r for r in rows if r["method"] == "parametric"]
     assert len(mine) == 4 and all(r["flops_fitted"] < r["flops"] and r["n_fit"] in (27, 36, 45, 54) for r in mine)
     assert all(abs(r["error_ln"]) < 1e-6 and abs(r["equivalent_compute"] - 1) < 1e-3 for r in mine)
     broken = loss.copy()
     broken[c > 5e19] *= 0.9  # the last budget leaves the law: only its own back-test may see it
     rows = [
-        r for r in forecast.backtest(runs.Table(None, n, d, c, broken, None), 0.1, 1e-3) if r["method"] == "parametric"
+        r for r in backtest.backtest(runs.Table(None, n, d, c, broken, None), 0.1, 1e-3) if r["method"] == "parametric"
     ]
     assert [abs(r["error_ln"]) > 0.05 for r in rows] == [False, False, False, True]
 
@@ -264,7 +260,7 @@ def test_budgets_met_to_within_a_step_leave_the_optima_where_they_are():
     few = np.tile([0, 0, 0, 0, 0.25, 0.25], 4) * (6e10 / exact) ** 0.3  # what too few steps cost the two largest
     loss = lambda flops: 2 + 40 / n**0.4 + 60 / (flops / (6 * n)) ** 0.4 + few  # noqa: E731
     one, other = (
-        frontier.fit_isoflop(n, flops / (6 * n), flops, loss(flops), exact, resamples=0) for flops in (exact, c)
+        isoflop.fit_isoflop(n, flops / (6 * n), flops, loss(flops), exact, resamples=0) for flops in (exact, c)
     )
     for b, v in zip(one.budgets, other.budgets, strict=True):
         assert (b.status, v.status) == ("ok", "ok") and v.n_opt == pytest.approx(b.n_opt, rel=5e-3)
@@ -302,7 +298,7 @@ FACTORS = st.floats(0.01, 100.0)
 
 def estimates(n, d, c, loss):
     p = parametric.fit_parametric(n, d, loss, resamples=0)
-    i = frontier.fit_isoflop(n, d, c, loss, resamples=0)
+    i = isoflop.fit_isoflop(n, d, c, loss, resamples=0)
     return p.law, i
 
 
@@ -396,7 +392,7 @@ def test_cs336_json():
     assert round(p.law.exponents()[0], 4) == 0.5143
     n, d = p.law.optimum(1e24)
     assert np.isclose(n, 300.3e9, rtol=2e-4) and np.isclose(d, 555.0e9, rtol=2e-4)
-    i = frontier.fit_isoflop(t.n, t.d, t.c, t.loss, resamples=0)
+    i = isoflop.fit_isoflop(t.n, t.d, t.c, t.loss, resamples=0)
     ref = known()["cs336_isoflops"]["isoflop"]["quadratic_all_points_in_L"]
     np.testing.assert_allclose(i.all_points["n_opt"], [b["N_opt"] for b in ref["budgets"]], rtol=1e-5)
     assert np.isclose(i.all_points["a"], ref["ok_only"]["a"], atol=1e-6) and round(i.all_points["a"], 4) == 0.5146
@@ -404,7 +400,7 @@ def test_cs336_json():
     assert round(low["a"], 4) == 0.4687 and np.isclose(
         np.exp(low["ln_k_n"] + low["a"] * np.log(1e24)), 206e9, rtol=2e-3
     )
-    bias = frontier.parabola_bias(i, p.law, t.n, t.d, t.c)
+    bias = isoflop.parabola_bias(i, p.law, t.n, t.d, t.c)
     assert np.isclose(bias["parabola_bias_a"], i.all_points["a"] - want.exponents()[0], atol=1e-7)
     assert abs(i.a - want.exponents()[0]) <= abs(i.all_points["a"] - want.exponents()[0])
 
@@ -434,11 +430,11 @@ def test_kempner_fits_and_the_extrapolation(tmp_path, column, key):
 def test_kempner_isoflop():
     want = known()["kempner_fineweb_edu"]["isoflop"]
     t = read("kempner_fineweb_edu.csv", where=["is_extrapolation == 0"])
-    i = frontier.fit_isoflop(t.n, t.d, t.c, t.loss, resamples=0)
+    i = isoflop.fit_isoflop(t.n, t.d, t.c, t.loss, resamples=0)
     assert np.isclose(i.all_points["a"], want["quadratic_all_points_in_L"]["ok_only"]["a"], atol=1e-6)
     refs = [b["N_opt"] for b in want["quadratic_all_points_in_L"]["budgets"]]
     np.testing.assert_allclose(i.all_points["n_opt"], refs, rtol=1e-5)
-    akima = frontier.fit_isoflop(t.n, t.d, t.c, t.loss, how="akima", resamples=0)
+    akima = isoflop.fit_isoflop(t.n, t.d, t.c, t.loss, how="akima", resamples=0)
     assert np.isclose(akima.a, want["akima_loglog"]["a"], atol=1e-3)
     np.testing.assert_allclose(
         [b.n_opt for b in akima.budgets], [b["N_opt"] for b in want["akima_loglog"]["per_budget"]], rtol=5e-3
@@ -449,10 +445,10 @@ def test_kempner_isoflop():
 def test_gemstones_envelope_and_refusal(tmp_path):
     want = known()["gemstones_hot_477"]["approach1"]
     t = read("gemstones_hot_477.csv")
-    e = frontier.fit_envelope(t.curve, "hull", keep_ends=True, resamples=0)
+    e = envelope.fit_envelope(t.curve, "hull", keep_ends=True, resamples=0)
     for k, key in (("a", "a"), ("b", "b"), ("ln_k_n", "ln_coef_N"), ("ln_k_d", "ln_coef_D")):
         assert np.isclose(getattr(e, k), want["published_convex_hull"][key], atol=1e-6)
-    bins = frontier.fit_envelope(t.curve, "bins", keep_ends=True, resamples=0)
+    bins = envelope.fit_envelope(t.curve, "bins", keep_ends=True, resamples=0)
     assert np.isclose(bins.a, want["reference_1500_bins"]["a"], atol=1e-5)
     assert np.isclose(bins.b, want["reference_1500_bins"]["b"], atol=1e-5)
     r = fit.run([REFERENCE / "gemstones_hot_477.csv"], tmp_path, bootstrap=100)
@@ -479,7 +475,7 @@ def test_pi95_leave_one_data_set_out():
             late = t.curve["d"] > 2e10
             n, d, c, loss = (t.curve[k][late] for k in ("n", "d", "c", "loss"))
         x = np.log(c)
-        groups = [g for g in forecast.pseudo_budgets(c, 0.1) if len(g) >= 8]
+        groups = [g for g in backtest.pseudo_budgets(c, 0.1) if len(g) >= 8]
         if name.startswith("kempner"):
             groups.append(np.flatnonzero(c > 9e20))
         sets[name] = []
@@ -491,19 +487,19 @@ def test_pi95_leave_one_data_set_out():
                 if far > 0:
                     error = float(np.median(np.log(loss[g] / p.law.loss(n[g], d[g]))))
                     se = np.hypot(p.ln_loss_se(n[g], d[g]), p.sigma / np.sqrt(len(g)))
-                    sets[name].append((error, se, far + forecast.HEAD_START))
+                    sets[name].append((error, se, far + predict.HEAD_START))
     rates = {k: np.sqrt(np.mean([e**2 for e, _, _ in v]) / np.mean([f**2 for _, _, f in v])) for k, v in sets.items()}
     families = {"chinchilla": ["chinchilla"], "kempner": ["kempner", "kempner_c4"], "gemstones": ["gemstones"]}
     for out, names in families.items():
         others = np.sqrt(np.mean([np.mean([rates[k] ** 2 for k in v]) for f, v in families.items() if f != out]))
-        t = forecast.T975[4]
+        t = predict.T975[4]
         cover = [abs(e) <= t * np.hypot(se, others * f) for k in names for e, se, f in sets[k]]
         half = np.median([t * np.hypot(se, others * f) for k in names for _, se, f in sets[k]])
         own = np.mean([rates[k] for k in names])
         print(f"{out}: {len(cover)} forecasts, rate of the others {others:.2%} per e-fold, its own {own:.2%}")
         print(f"    covered {np.mean(cover):.1%}, median half-width {half:.1%}")
         assert np.mean(cover) >= 0.9
-    assert all(0.3 * forecast.RATE_LOSS < r < 2 * forecast.RATE_LOSS for r in rates.values())
+    assert all(0.3 * predict.RATE_LOSS < r < 2 * predict.RATE_LOSS for r in rates.values())
 
 
 # ----- intervals and speed -----
@@ -518,7 +514,7 @@ def test_bootstrap_coverage():
     for seed in range(200):
         loss = laws.simulate(LAW, n, d, 0.005, 10_000 + seed)
         p = parametric.fit_parametric(n, d, loss, resamples=400, seed=seed, n_grid=4)
-        i = frontier.fit_isoflop(n, d, c, loss, resamples=400, seed=seed)
+        i = isoflop.fit_isoflop(n, d, c, loss, resamples=400, seed=seed)
         draws = {"a": (p.draws.exponents()[0], a), "D*": (p.draws.optimum(1e22)[1], tokens)}
         draws |= {"a isoflop": (i.draws["a"], a), "D* isoflop": (np.exp(i.draws["ln_k_d"] + i.draws["b"] * at), tokens)}
         for k, (v, truth) in draws.items():

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import fit
-import laws
-import runs
+from isoflop import laws
+from isoflop.fit import table as runs
 
 ROOT = Path(__file__).parents[1]
 LAW = laws.PUBLISHED["besiroglu"]

@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 
-import kernels
-import optim
-from model import GPT, ModelConfig
+from isoflop import device
+from isoflop.config import ModelConfig
+from isoflop.kernels import attention, cross_entropy, elementwise
+from isoflop.optim import adamw, param_groups
+from model import GPT
 
 EXACT = {torch.float32: dict(rtol=2e-5, atol=2e-6), torch.float64: dict(rtol=1e-11, atol=1e-13)}
 
@@ -32,8 +34,8 @@ def compare(fused, plain, inputs, **tolerance):
 
 def test_torch_still_has_the_private_functions():
     """If this fails, a release of torch has renamed one: everything works, slowly, until kernels.PRIVATE is mended."""
-    assert kernels.HAS_PRIVATE, [name for name in kernels.PRIVATE if not hasattr(torch, name)]
-    assert kernels.fused(torch.zeros(1)) and not kernels.fused(torch.zeros(1, device="meta"))
+    assert device.HAS_PRIVATE, [name for name in device.PRIVATE if not hasattr(torch, name)]
+    assert device.fused(torch.zeros(1)) and not device.fused(torch.zeros(1, device="meta"))
 
 
 @pytest.mark.parametrize("dtype", EXACT)
@@ -42,8 +44,8 @@ def test_head_loss(rows, dtype):
     x, weight = leaves((rows, 12), (37, 12), dtype=dtype, seed=rows)
     targets = torch.randint(37, (rows,))
     compare(
-        lambda x, w: kernels.head_loss(x, w, targets),
-        lambda x, w: kernels.plain_head_loss(x, w, targets),
+        lambda x, w: cross_entropy.head_loss(x, w, targets),
+        lambda x, w: cross_entropy.plain_head_loss(x, w, targets),
         [x, weight],
         **EXACT[dtype],
     )
@@ -57,36 +59,36 @@ def test_head_loss_with_z_loss_and_softcap_at_any_size_of_logits(size, z_loss, s
     x, weight = (x * size).detach().requires_grad_(), (weight / 3).detach().requires_grad_()
     targets = torch.randint(37, (600,))
     compare(
-        lambda x, w: kernels.head_loss(x, w, targets, "mean", softcap, z_loss),
-        lambda x, w: kernels.plain_head_loss(x, w, targets, "mean", softcap, z_loss),
+        lambda x, w: cross_entropy.head_loss(x, w, targets, "mean", softcap, z_loss),
+        lambda x, w: cross_entropy.plain_head_loss(x, w, targets, "mean", softcap, z_loss),
         [x, weight],
         rtol=1e-6,
         atol=1e-6 * size,
     )
-    assert size == 1 or not kernels.in_range((x @ weight.t()).float().exp().sum(-1))
+    assert size == 1 or not cross_entropy.in_range((x @ weight.t()).float().exp().sum(-1))
 
 
 def test_head_loss_takes_batches_and_leaves_its_inputs_alone():
     x, weight = leaves((3, 50, 16), (99, 16))
     targets = torch.randint(99, (3, 50))
     before = x.clone(), weight.clone()
-    compare(lambda *a: kernels.head_loss(*a, targets), lambda *a: kernels.plain_head_loss(*a, targets), [x, weight],
-            **EXACT[torch.float32])  # fmt: skip
+    compare(lambda *a: cross_entropy.head_loss(*a, targets), lambda *a: cross_entropy.plain_head_loss(*a, targets),
+            [x, weight], **EXACT[torch.float32])  # fmt: skip
     assert torch.equal(x, before[0]) and torch.equal(weight, before[1])
     with torch.no_grad():
-        each = kernels.head_loss(x, weight, targets, "none")
+        each = cross_entropy.head_loss(x, weight, targets, "none")
         assert each.shape == (3, 50)
-        torch.testing.assert_close(each, kernels.plain_head_loss(x, weight, targets, "none"))
-        mean = kernels.head_loss(x, weight, targets)
+        torch.testing.assert_close(each, cross_entropy.plain_head_loss(x, weight, targets, "none"))
+        mean = cross_entropy.head_loss(x, weight, targets)
     torch.testing.assert_close(mean, each.mean())
 
 
 def test_head_loss_of_a_hopeless_row_is_large_and_finite():
     x, weight = torch.full((2, 1), 1e3, requires_grad=True), torch.tensor([[1.0], [-1.0]], requires_grad=True)
-    loss = kernels.head_loss(x, weight, torch.tensor([1, 1]))
+    loss = cross_entropy.head_loss(x, weight, torch.tensor([1, 1]))
     loss.backward()
     assert 80 < loss.item() < math.inf and x.grad.isfinite().all()
-    assert kernels.head_loss(x * math.nan, weight, torch.tensor([1, 1])).isnan()
+    assert cross_entropy.head_loss(x * math.nan, weight, torch.tensor([1, 1])).isnan()
 
 
 @pytest.mark.parametrize("dtype", EXACT)
@@ -101,8 +103,8 @@ def test_self_attention(T, hs, n_head, n_kv_head, dtype):
         (None, 1e-3),
     ]:
         compare(
-            lambda a, rotary=rotary, eps=eps: kernels.self_attention(a, n_head, rotary, eps),
-            lambda a, rotary=rotary, eps=eps: kernels.plain_self_attention(a, n_head, rotary, eps),
+            lambda a, rotary=rotary, eps=eps: attention.self_attention(a, n_head, rotary, eps),
+            lambda a, rotary=rotary, eps=eps: attention.plain_self_attention(a, n_head, rotary, eps),
             leaves((2, T, n_head + 2 * n_kv_head, hs), dtype=dtype, seed=T),
             rtol=1e-4 if dtype == torch.float32 else 1e-10,
             atol=1e-5 if dtype == torch.float32 else 1e-12,
@@ -113,54 +115,56 @@ def test_self_attention_with_scores_beyond_float32s_exponentials():
     (heads,) = leaves((2, 200, 6, 8), seed=5)
     heads = (heads * 12).detach().requires_grad_()
     q, k = heads.transpose(1, 2)[:, :2], heads.transpose(1, 2)[:, 2:4]
-    assert not kernels.in_range((q @ k.transpose(-1, -2) / 8**0.5).exp().sum(-1))
-    ours, plain = (lambda a, f=f: f(a, 2) for f in (kernels.self_attention, kernels.plain_self_attention))
+    assert not cross_entropy.in_range((q @ k.transpose(-1, -2) / 8**0.5).exp().sum(-1))
+    ours, plain = (lambda a, f=f: f(a, 2) for f in (attention.self_attention, attention.plain_self_attention))
     compare(ours, plain, [heads], rtol=1e-3, atol=1e-3)
 
 
 def test_self_attention_without_grad_and_of_a_view():
     (x,) = leaves((2, 40, 100))
     view = lambda f: lambda x: f(x[:, :, 2:98].view(2, 40, 12, 8), 4)  # noqa: E731
-    compare(view(kernels.self_attention), view(kernels.plain_self_attention), [x], **EXACT[torch.float32])
+    compare(view(attention.self_attention), view(attention.plain_self_attention), [x], **EXACT[torch.float32])
     with torch.no_grad():
-        torch.testing.assert_close(view(kernels.self_attention)(x), view(kernels.plain_self_attention)(x))
+        torch.testing.assert_close(view(attention.self_attention)(x), view(attention.plain_self_attention)(x))
 
 
 @pytest.mark.parametrize("dtype", EXACT)
 @pytest.mark.parametrize("shape", [(1, 2), (3, 5, 34), (2, 1, 2, 40, 8)])
 def test_norm_and_relu_squared(shape, dtype):
-    compare(kernels.norm, kernels.plain_norm, leaves(shape, dtype=dtype), **EXACT[dtype])
-    compare(kernels.relu_squared, kernels.plain_relu_squared, leaves(shape, dtype=dtype), **EXACT[dtype])
+    compare(elementwise.norm, elementwise.plain_norm, leaves(shape, dtype=dtype), **EXACT[dtype])
+    compare(elementwise.relu_squared, elementwise.plain_relu_squared, leaves(shape, dtype=dtype), **EXACT[dtype])
     small = leaves(shape, dtype=dtype)[0].detach() * 1e-3  # the constant in the root counts
-    compare(kernels.norm, kernels.plain_norm, [small.requires_grad_()], **{**EXACT[dtype], "atol": 1e-4})
-    assert kernels.norm(torch.zeros(shape, dtype=dtype)).abs().max() == 0
+    compare(elementwise.norm, elementwise.plain_norm, [small.requires_grad_()], **{**EXACT[dtype], "atol": 1e-4})
+    assert elementwise.norm(torch.zeros(shape, dtype=dtype)).abs().max() == 0
 
 
 @pytest.mark.parametrize("dtype", EXACT)
 def test_norms_with_gains_and_activations_by_their_formulas(dtype):
     x, gain, bias = leaves((3, 5, 34), (34,), (34,), dtype=dtype)
-    compare(lambda x, g: kernels.norm(x, g, 1e-3), lambda x, g: x * g / (x * x).mean(-1, True).add(1e-3).sqrt(),
+    compare(lambda x, g: elementwise.norm(x, g, 1e-3), lambda x, g: x * g / (x * x).mean(-1, True).add(1e-3).sqrt(),
             [x, gain], **EXACT[dtype])  # fmt: skip
 
     def by_hand(x, g, b=0, eps=1e-5):
         off = x - x.mean(-1, True)
         return off / ((off * off).mean(-1, True) + eps).sqrt() * g + b
 
-    layer_norm = functools.partial(kernels.layer_norm, eps=1e-3)
+    layer_norm = functools.partial(elementwise.layer_norm, eps=1e-3)
     compare(layer_norm, functools.partial(by_hand, eps=1e-3), [x, gain, bias], **EXACT[dtype])
-    compare(kernels.layer_norm, by_hand, [x, gain], **EXACT[dtype])
-    compare(kernels.gelu, lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2, [x], **EXACT[dtype])
+    compare(elementwise.layer_norm, by_hand, [x, gain], **EXACT[dtype])
+    compare(elementwise.gelu, lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2, [x], **EXACT[dtype])
     bend = lambda x: torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3))  # noqa: E731
-    compare(lambda x: kernels.gelu(x, tanh=True), lambda x: x / 2 * (1 + bend(x)), [x], **EXACT[dtype])
-    compare(kernels.swiglu, lambda x: x[..., :17] / (1 + torch.exp(-x[..., :17])) * x[..., 17:], [x], **EXACT[dtype])
+    compare(lambda x: elementwise.gelu(x, tanh=True), lambda x: x / 2 * (1 + bend(x)), [x], **EXACT[dtype])
+    compare(
+        elementwise.swiglu, lambda x: x[..., :17] / (1 + torch.exp(-x[..., :17])) * x[..., 17:], [x], **EXACT[dtype]
+    )
 
 
 def test_head_loss_under_autocast_is_in_bf16_with_float32_gradients():
     x, weight = leaves((700, 64), (300, 64))
     targets = torch.randint(300, (700,))
     with torch.autocast("cpu", torch.bfloat16):
-        loss = kernels.head_loss(x, weight * 0.1, targets)
-    expected = kernels.plain_head_loss(x, weight * 0.1, targets)
+        loss = cross_entropy.head_loss(x, weight * 0.1, targets)
+    expected = cross_entropy.plain_head_loss(x, weight * 0.1, targets)
     torch.testing.assert_close(loss, expected, rtol=1e-2, atol=0)
     for a, b in zip(*(torch.autograd.grad(value, (x, weight)) for value in (loss, expected)), strict=True):
         assert a.dtype == torch.float32 and (a - b).norm() < 0.02 * b.norm()
@@ -175,11 +179,11 @@ def test_bf16_is_close_to_float32():
     (heads,) = leaves((2, 300, 6, 32), seed=4)
     cos, sin, ramp = torch.rand(300, 16).cos(), torch.rand(300, 16).sin(), torch.linspace(0, 1, 64)
     pieces = [
-        (lambda a, b: kernels.head_loss(a, b * 0.1, targets), (x, weight)),
-        (lambda a: kernels.self_attention(a, 2), (heads,)),
-        (lambda a: kernels.self_attention(a, 2, (cos.to(a.dtype), sin.to(a.dtype)), 1e-6), (heads,)),
-        (lambda a: kernels.norm(a) * ramp.to(a.dtype), (x,)),
-        (kernels.relu_squared, (x,)),
+        (lambda a, b: cross_entropy.head_loss(a, b * 0.1, targets), (x, weight)),
+        (lambda a: attention.self_attention(a, 2), (heads,)),
+        (lambda a: attention.self_attention(a, 2, (cos.to(a.dtype), sin.to(a.dtype)), 1e-6), (heads,)),
+        (lambda a: elementwise.norm(a) * ramp.to(a.dtype), (x,)),
+        (elementwise.relu_squared, (x,)),
     ]
     for f, inputs in pieces:
         small = [a.detach().bfloat16().requires_grad_() for a in inputs]
@@ -199,14 +203,14 @@ def test_bf16_is_close_to_float32():
 @pytest.mark.parametrize("plain", [False, True])
 def test_flat_adamw_against_torch(plain, monkeypatch):
     """Twenty steps on random gradients, half of them clipped; the plain update too."""
-    monkeypatch.setattr(kernels, "HAS_PRIVATE", not plain)
+    monkeypatch.setattr(adamw, "HAS_PRIVATE", not plain)
     torch.manual_seed(0)
     model = GPT(ModelConfig(n_layer=2, n_embd=16, block_size=8, vocab_size=40))
     for p in model.parameters():
         torch.nn.init.normal_(p)
     twin = copy.deepcopy(model)
-    ours = optim.FlatAdamW(model, weight_decay=0.1, beta2=0.95, grad_clip=1.0)
-    theirs = torch.optim.AdamW(optim.param_groups(twin, 0.1), lr=0.0, betas=(0.9, 0.95))
+    ours = adamw.FlatAdamW(model, weight_decay=0.1, beta2=0.95, grad_clip=1.0)
+    theirs = torch.optim.AdamW(param_groups.param_groups(twin, 0.1), lr=0.0, betas=(0.9, 0.95))
     for step in range(20):
         lr = 0.01 * (step + 1)
         for group in theirs.param_groups:
@@ -225,7 +229,7 @@ def test_flat_adamw_against_torch(plain, monkeypatch):
 
 def test_flat_adamw_sums_pieces_and_keeps_float32_masters():
     model = GPT(ModelConfig(n_layer=1, n_embd=16, block_size=8, vocab_size=40))
-    optimizer = optim.FlatAdamW(model, 0.0, 0.95, 1.0, torch.bfloat16)
+    optimizer = adamw.FlatAdamW(model, 0.0, 0.95, 1.0, torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     for _ in range(2):  # the second round shows that a step starts from nothing
         for _ in range(3):
@@ -251,7 +255,7 @@ def test_the_model_is_the_same_without_the_fused_pieces(monkeypatch):
     idx, targets = torch.randint(64, (2, 2, 300)).unbind()
     results = []
     for has in (True, False):
-        monkeypatch.setattr(kernels, "HAS_PRIVATE", has)
+        monkeypatch.setattr(device, "HAS_PRIVATE", has)
         loss = model(idx, targets)[1]
         results.append((loss, torch.autograd.grad(loss, list(model.parameters()))))
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
@@ -259,10 +263,10 @@ def test_the_model_is_the_same_without_the_fused_pieces(monkeypatch):
 
 def test_bf16_only_where_the_cpu_multiplies_it(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "avx2": True}, raising=False)
-    assert kernels.compute_dtype("auto", "cpu") == "float32"
+    assert device.compute_dtype("auto", "cpu") == "float32"
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
-    assert kernels.compute_dtype("auto", "cpu") == "bfloat16"
+    assert device.compute_dtype("auto", "cpu") == "bfloat16"
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert kernels.compute_dtype("auto", "cpu") == "float32"
-    assert kernels.compute_dtype("bfloat16", "cpu") == "bfloat16"
-    assert kernels.weights_dtype("bfloat16", "cuda:0") == torch.float32
+    assert device.compute_dtype("auto", "cpu") == "float32"
+    assert device.compute_dtype("bfloat16", "cpu") == "bfloat16"
+    assert device.weights_dtype("bfloat16", "cuda:0") == torch.float32

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-import laws
+from isoflop import laws
 
 LAWS = [laws.PUBLISHED["hoffmann"], laws.PUBLISHED["besiroglu"], laws.Law(2.0, 50.0, 3000.0, 0.25, 0.45)]
 COSTS = [laws.SIX_ND, laws.Cost(7.0, 0.0), laws.Cost(4.0, 0.07)]

@@ -7,17 +7,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernels import norm_rotate
+from isoflop.config import PRESETS, ModelConfig, configure
+from isoflop.flops import count_params, flops_per_token, flops_per_token_exact, param_table
+from isoflop.kernels.elementwise import norm_rotate
 from model import GPT, load_model, main, save_model
-from shapes import (
-    PRESETS,
-    ModelConfig,
-    configure,
-    count_params,
-    flops_per_token,
-    flops_per_token_exact,
-    param_table,
-)
 
 TOY = dict(n_layer=2, n_embd=48, n_head=6, block_size=24, vocab_size=96)
 SHAPES = [

@@ -9,11 +9,12 @@ import pytest
 import torch
 from ranks import SHAPE
 
-import kernels
-import optim
+from isoflop import device
+from isoflop.config import ModelConfig
+from isoflop.optim import adamw, param_groups
+from isoflop.optim import muon as muon_
+from isoflop.train.plan import TrainConfig
 from model import GPT
-from plan import TrainConfig
-from shapes import ModelConfig
 from train import train
 
 TINY = ModelConfig(n_layer=2, n_embd=16, block_size=32, vocab_size=61)
@@ -47,11 +48,11 @@ def test_the_update_is_torchs(kind, adjust):
     several matrices at once may round differently by one unit of it, of which the steps here are 1e-5."""
     ours, theirs = randomised(), randomised()
     if kind == "adamw":
-        optimizer = optim.FlatAdamW(ours, 0.1, 0.95, grad_clip=1e9)
+        optimizer = adamw.FlatAdamW(ours, 0.1, 0.95, grad_clip=1e9)
     else:
-        optimizer = optim.FlatMuon(ours, 0.1, 0.95, grad_clip=1e9, adjust=adjust)
+        optimizer = muon_.FlatMuon(ours, 0.1, 0.95, grad_clip=1e9, adjust=adjust)
     references = []
-    for group in optim.param_groups(theirs, 0.1):
+    for group in param_groups.param_groups(theirs, 0.1):
         decay = group["weight_decay"]
         if kind == "muon" and group.get("hidden"):
             reference = torch.optim.Muon(group["params"], weight_decay=decay, adjust_lr_fn=adjust)
@@ -71,9 +72,9 @@ def test_the_update_is_torchs(kind, adjust):
 
 def test_clipping_is_torchs():
     ours, theirs = randomised(), randomised()
-    optimizer = optim.FlatAdamW(ours, 0.0, 0.95, grad_clip=1.0)
+    optimizer = adamw.FlatAdamW(ours, 0.0, 0.95, grad_clip=1.0)
     references = [(torch.optim.AdamW(g["params"], betas=(0.9, 0.95), weight_decay=0.0), g["lr_mult"])
-                  for g in optim.param_groups(theirs, 0.0)]  # fmt: skip
+                  for g in param_groups.param_groups(theirs, 0.0)]  # fmt: skip
     for step in range(4):
         drive(optimizer, (ours, theirs), step, scale=10.0 ** (step - 3))  # norms below and above the limit
         torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
@@ -88,16 +89,16 @@ def test_clipping_is_torchs():
 @pytest.mark.parametrize("shape", [(4, 48, 16), (1, 16, 64), (2, 32, 32)])
 def test_orthogonal_steps_have_singular_values_near_one(shape):
     torch.manual_seed(0)
-    values = torch.linalg.svdvals(optim.orthogonal(torch.randn(shape)))
+    values = torch.linalg.svdvals(muon_.orthogonal(torch.randn(shape)))
     assert (values < 1.3).all() and (values > 0.6).float().mean() > 0.9  # a square one's smallest take longer
-    assert (optim.orthogonal(torch.zeros(shape)) == 0).all()
+    assert (muon_.orthogonal(torch.zeros(shape)) == 0).all()
 
 
 def test_muons_step_is_as_large_as_adamws():
     """match_rms_adamw: 0.2 per weight (Liu et al. 2025) where AdamW's is at most one rate."""
     model = randomised()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    optimizer = optim.FlatMuon(model, 0.0, 0.95, grad_clip=1e9, inner=torch.float32)
+    optimizer = muon_.FlatMuon(model, 0.0, 0.95, grad_clip=1e9, inner=torch.float32)
     drive(optimizer, (model,), 0)
     optimizer.step(1e-3)
     for name, p in model.named_parameters():
@@ -122,7 +123,7 @@ ARCHITECTURES = {
 def test_every_parameter_is_in_one_group(name):
     mc = ModelConfig(n_layer=2, n_embd=64, block_size=16, vocab_size=50, **ARCHITECTURES[name])
     model = GPT(mc)
-    groups = optim.param_groups(model, 0.1)
+    groups = param_groups.param_groups(model, 0.1)
     names = {id(p): n for n, p in model.named_parameters()}
     found = [(names[id(p)], g) for g in groups for p in g["params"]]
     assert sorted(n for n, _ in found) == sorted(names.values())
@@ -143,11 +144,11 @@ def test_every_parameter_is_in_one_group(name):
 
 
 def test_shares_are_whole_matrices_and_cover_everything_once():
-    groups = optim.param_groups(GPT(ModelConfig(n_layer=3, n_embd=16, vocab_size=61)), 0.1)
+    groups = param_groups.param_groups(GPT(ModelConfig(n_layer=3, n_embd=16, vocab_size=61)), 0.1)
     for ranks in (1, 2, 3, 8):
         for muon in (False, True):
             groups[0]["muon"] = muon
-            shares = [optim.lay_out(groups, 6000, rank, ranks) for rank in range(ranks)]
+            shares = [adamw.lay_out(groups, 6000, rank, ranks) for rank in range(ranks)]
             for buckets in zip(*shares, strict=True):
                 assert buckets[0].span.start == buckets[0].mine.start and buckets[-1].mine.stop == buckets[0].span.stop
                 assert all(a.mine.stop == b.mine.start for a, b in zip(buckets, buckets[1:], strict=False))
@@ -206,7 +207,7 @@ def test_one_and_two_processes_train_the_same_model(toy_data, tmp_path, script):
 
 def test_the_mean_of_weights_is_adams_kind_of_mean():
     model = randomised()
-    optimizer = optim.FlatAdamW(model, 0.0, 0.95, 1.0, ema=0.8)
+    optimizer = adamw.FlatAdamW(model, 0.0, 0.95, 1.0, ema=0.8)
     seen = []
     for step in range(5):
         drive(optimizer, (model,), step)
@@ -250,9 +251,9 @@ def test_build_follows_the_plan():
     plan = SimpleNamespace(
         optimizer="muon", muon_adjust="original", weight_decay=0.3, beta2=0.9, ema=0.0, batch_size=7, micro_batch_size=3
     )
-    made = optim.build(randomised(), plan, 1.0, "float32", "cpu")
-    assert type(made) is optim.FlatMuon and (made.adjust, made.inner, made.pieces) == ("original", torch.float32, 3)
+    made = muon_.build(randomised(), plan, 1.0, "float32", "cpu")
+    assert type(made) is muon_.FlatMuon and (made.adjust, made.inner, made.pieces) == ("original", torch.float32, 3)
     assert made.betas == (0.9, 0.9) and made.buckets[-1].group["weight_decay"] == 0.3
     plan.optimizer = "adamw"
-    made = optim.build(randomised(), plan, 1.0, "bfloat16", "cpu")
-    assert type(made) is optim.FlatAdamW and made.weights.dtype == kernels.weights_dtype("bfloat16", "cpu")
+    made = muon_.build(randomised(), plan, 1.0, "bfloat16", "cpu")
+    assert type(made) is adamw.FlatAdamW and made.weights.dtype == device.weights_dtype("bfloat16", "cpu")

@@ -5,11 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
-import optim
-import rules
-import train
-from model import GPT, ModelConfig
-from plan import TrainConfig, main, resolve
+from isoflop.config import ModelConfig
+from isoflop.optim import hparams, param_groups
+from isoflop.optim import schedule as schedule_
+from isoflop.train import record
+from isoflop.train.plan import TrainConfig, resolve
+from model import GPT
+from plan import main
 
 MC = ModelConfig(n_layer=1, n_embd=32, block_size=128, vocab_size=512)  # N = 28,672; 6N = 172,032
 
@@ -49,9 +51,9 @@ def test_steps_or_tokens_per_param_instead_of_a_budget():
 
 def test_the_batch_rule_agrees_with_itself():
     for steps in (100, 1000, 20000):
-        tokens = rules.tokens_for_steps("default", MC, steps)
-        assert steps * rules.batch_rule(tokens) == pytest.approx(tokens)
-    assert rules.batch_rule(1e10) == pytest.approx(0.58 * 1e10**0.571)
+        tokens = hparams.tokens_for_steps("default", MC, steps)
+        assert steps * hparams.batch_rule(tokens) == pytest.approx(tokens)
+    assert hparams.batch_rule(1e10) == pytest.approx(0.58 * 1e10**0.571)
 
 
 def test_processes_grow_the_batch_and_the_rate_by_its_root():
@@ -107,7 +109,7 @@ def test_a_rule_s_rate_can_be_scaled():
 def test_a_schedule_longer_than_the_run():
     plan = resolve(MC, TrainConfig(max_iters=60, schedule_steps=100, warmup_steps=10))
     whole = resolve(MC, TrainConfig(max_iters=100, batch_size=plan.batch_size, lr=plan.lr, warmup_steps=10))
-    assert [optim.lr_at(s, plan) for s in range(60)] == [optim.lr_at(s, whole) for s in range(60)]
+    assert [schedule_.lr_at(s, plan) for s in range(60)] == [schedule_.lr_at(s, whole) for s in range(60)]
     own = resolve(MC, TrainConfig(max_iters=60, schedule_steps=60))
     assert own == resolve(MC, TrainConfig(max_iters=60)) and "schedule_steps" not in own.identity()
     assert plan.identity()["schedule_steps"] == 100
@@ -127,7 +129,7 @@ def test_plans_refused():
 def at(schedule, steps, warmup, cooldown, final, shape="linear", total=None):
     plan = SimpleNamespace(lr=1.0, schedule=schedule, steps=steps, warmup_steps=warmup, cooldown_steps=cooldown,
                            schedule_steps=total, cooldown=shape, final_lr_frac=final)  # fmt: skip
-    return [round(optim.lr_at(s, plan), 6) for s in range(steps)]
+    return [round(schedule_.lr_at(s, plan), 6) for s in range(steps)]
 
 
 def test_schedules_as_literal_lists():
@@ -141,7 +143,7 @@ def test_schedules_as_literal_lists():
 
 
 def test_every_parameter_is_in_one_group_and_only_hidden_matrices_decay():
-    groups = optim.param_groups(GPT(MC), 0.1)
+    groups = param_groups.param_groups(GPT(MC), 0.1)
     assert [g["weight_decay"] for g in groups] == [0.1, 0.0, 0.0]
     assert [sum(p.numel() for p in g["params"]) for g in groups] == [12288, 16384, 16384]
 
@@ -150,8 +152,8 @@ def test_matrix_rate_falls_with_width_and_the_embedding_rate_does_not():
     rates = []
     for width in (32, 64, 128):
         mc = ModelConfig(1, width, vocab_size=64)
-        lr = rules.lr_rule(width, 1000, 1e6)
-        embedding = optim.param_groups(GPT(mc), 0.1)[-1]["lr_mult"]
+        lr = hparams.lr_rule(width, 1000, 1e6)
+        embedding = param_groups.param_groups(GPT(mc), 0.1)[-1]["lr_mult"]
         rates.append((lr * width, lr * embedding))
     assert rates[0] == pytest.approx(rates[1])
     assert rates[0] == pytest.approx(rates[2])
@@ -169,12 +171,12 @@ def test_command_line(capsys):
 
 def test_an_option_that_is_not_used_is_not_in_the_run_id(monkeypatch):
     """The ids are those that commit 7d47cba gave, with its RECIPE, before there were rules and options."""
-    monkeypatch.setattr(train, "RECIPE", 1)
+    monkeypatch.setattr(record, "RECIPE", 1)
     tokens = SimpleNamespace(meta={"corpus_sha256": "c", "tokenizer_sha256": "t"})
 
     def name(n_layer, n_embd, **asked):
         mc, tc = ModelConfig(n_layer=n_layer, n_embd=n_embd, vocab_size=512), TrainConfig(**asked)
-        return train.run_id(mc, tc, resolve(mc, tc), "bfloat16", tokens)
+        return record.run_id(mc, tc, resolve(mc, tc), "bfloat16", tokens)
 
     typed = dict(max_iters=300, batch_size=4, lr=1e-2, weight_decay=0.0, beta2=0.99, warmup_frac=0.1)
     assert name(1, 16, flop_budget=5e10) == "6f8609517659"

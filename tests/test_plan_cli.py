@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-import advise
 import fit
-import laws
 import plan
-import rules
-import tables
-from plan import Parser, TrainConfig, resolve
-from shapes import PRESETS, ModelConfig, configure, count_params, flops_per_token, flops_per_token_exact
+from isoflop import laws
+from isoflop.cli import Parser
+from isoflop.config import PRESETS, ModelConfig, configure
+from isoflop.flops import count_params, flops_per_token, flops_per_token_exact
+from isoflop.optim import hparams
+from isoflop.plan import estimate, search, tables
+from isoflop.train.plan import TrainConfig, resolve
 
 FOUR = {
     "GPT-2 1.36B": "preset=gpt2 n_layer=18 n_embd=2432 n_head=19 vocab_size=50304",  # published with 18 heads of 135.1
@@ -105,7 +106,7 @@ def test_the_search_finds_the_least_loss_by_our_counts(ask):
         assert r["loss"] == float(law.loss(r["n"], r["tokens"]))
         assert r["gap"] == pytest.approx(r["loss"] - a["best"][0]["loss"])
         assert 32 <= cfg.n_embd / cfg.n_layer <= 128 and cfg.head_size in (64, 128) and cfg.n_head % cfg.n_kv_head == 0
-    everything = list(advise.architectures("llama3", given, 2e9, span=100))
+    everything = list(search.architectures("llama3", given, 2e9, span=100))
     losses = [float(law.loss(count_params(c)["total"], 1.36e21 / flops_per_token_exact(c))) for c in everything]
     assert a["best"][0]["loss"] == min(losses)
     assert [r["loss"] for r in a["best"]] == sorted(r["loss"] for r in a["best"])
@@ -132,7 +133,7 @@ def test_days_on_a_machine_are_a_budget(ask):
     assert a["flops"] == 7 * 86400 * 2 * 0.5 * 154.8e12
     assert a["best"][0]["time"]["seconds"] == pytest.approx(7 * 86400)
     assert a["best"][0]["time"]["dollars"] == pytest.approx(7 * 24 * 2 * 0.82)
-    assert a["best"][0]["cfg"]["block_size"] == advise.SEARCH_BLOCK
+    assert a["best"][0]["cfg"]["block_size"] == search.SEARCH_BLOCK
 
 
 def test_a_searched_ratio_and_6nd(ask):
@@ -245,10 +246,10 @@ def test_a_fit_of_ones_own(ask, tmp_path):
 
 def test_the_rules_are_those_of_train(ask):
     a = ask("--preset", "gpt2", "--tokens", 2.5e9, "--total_batch_size", 524288, "--hparams", "steplaw", "--json")
-    assert list(a["rules"]) == list(rules.RULES)
+    assert list(a["rules"]) == list(hparams.RULES)
     run = a["configurations"][0]["run"]
     for name, row in a["rules"].items():
-        said = rules.hparams(name, configure("gpt2"), run["tokens"], run["tokens_per_step"])
+        said = hparams.hparams(name, configure("gpt2"), run["tokens"], run["tokens_per_step"])
         assert (row["lr"], row["outside"], row["source"]) == (said.lr, said.outside, said.source)
     out = ask("--preset", "gpt2", "--tokens", 2.5e9, "--total_batch_size", 524288, "--hparams", "steplaw")
     assert "steplaw *" in out and "--hparams steplaw" in out.split("Train it")[1]
@@ -278,7 +279,7 @@ def test_the_command_it_ends_with_trains_the_same_run(ask, argv):
         words = shlex.split(command["train"])
         parser = Parser("train.py", "", ModelConfig, TrainConfig)
         args = parser.parse_args(words[words.index("train.py") + 1 :])
-        shape = answer.get("shape") or {k: answer["cfg"][k] for k in advise.SHAPE}
+        shape = answer.get("shape") or {k: answer["cfg"][k] for k in estimate.SHAPE}
         mc = parser.read(ModelConfig, args, vocab_size=shape["vocab_size"])
         assert {k: getattr(mc, k) for k in shape} == shape
         if "cfg" in answer:
@@ -299,7 +300,7 @@ def test_the_rate_that_was_typed_survives_processes():
     args = parser.parse_args("--n_embd 96 --n_layer 3 --max_iters 50 --batch_size 4 --lr 0.01".split())
     mc, tc = parser.read(ModelConfig, args), parser.read(TrainConfig, args)
     before = resolve(mc, tc, 4)
-    words = shlex.split(advise.commands(mc, before, 4, 4, more=plan.passed_on(args, before))["train"])
+    words = shlex.split(search.commands(mc, before, 4, 4, more=plan.passed_on(args, before))["train"])
     args = parser.parse_args(words[words.index("train.py") + 1 :])
     after = resolve(parser.read(ModelConfig, args), parser.read(TrainConfig, args), 4)
     assert (after.lr, after.steps, after.tokens) == (pytest.approx(before.lr), before.steps, before.tokens)

@@ -7,10 +7,10 @@ import struct
 import numpy as np
 import pytest
 
-import figures
 import fit
-import laws
-import report
+from isoflop import laws
+from isoflop.fit import figures, report
+from isoflop.fit import figures as figures_
 
 LAW = laws.Law(1.7, 400.0, 1500.0, 0.34, 0.36)
 OPTIONS = dict(bootstrap=200, predict_flops=(1e21, 1e22))
@@ -73,8 +73,8 @@ def test_page_has_the_numbers_of_the_result(good, drawn):
     result = good[0]
     assert not spurious(text)
     for row in result["predictions"]["flops"]:
-        assert f"C = {report.flops(row['flops'])} FLOPs" in text
-        for key, form in (("n_opt", report.size), ("d_opt", report.size), ("loss", report.nats)):
+        assert f"C = {figures_.flops(row['flops'])} FLOPs" in text
+        for key, form in (("n_opt", figures_.size), ("d_opt", figures_.size), ("loss", report.nats)):
             if row[key]:  # the variants beside isoFLOP predict no loss
                 assert form(row[key]["point"]) in text
                 for which in ("ci95", "pi95"):
@@ -92,11 +92,11 @@ def test_summary_fits_the_terminal(good):
     tests = [r for r in good[0]["backtest"] if r["method"] == "parametric"]
     doublings = [np.log2(r["flops"] / r["flops_fitted"]) for r in tests]
     each = np.median([abs(r["error_ln"]) / d for r, d in zip(tests, doublings, strict=True)])
-    assert f"by {report.sig(100 * each, 2)}% per doubling of compute (median)" in " ".join(text.split())
+    assert f"by {figures_.sig(100 * each, 2)}% per doubling of compute (median)" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= report.WIDTH
     assert not spurious(text)
     row = good[0]["predictions"]["flops"][0]
-    assert report.size(row["n_opt"]["point"]) in text and report.interval(row["d_opt"]["pi95"], report.size) in text
+    assert figures_.size(row["n_opt"]["point"]) in text and report.interval(row["d_opt"]["pi95"], figures_.size) in text
     for method in ("parametric", "isoFLOP"):
         assert method in text
     assert "no_curves" in text
@@ -125,7 +125,7 @@ def test_numbers_under_a_refused_status_are_not_shown(good, method, tmp_path):
     rows = [r for r in result["predictions"]["flops"] if r["method"].split(":")[0] == method]
     for text in ((tmp_path / "prediction.md").read_text(), report.summary(result)):
         for row in rows:
-            assert report.size(row["n_opt"]["point"]) not in text
+            assert figures_.size(row["n_opt"]["point"]) not in text
     assert (figures.law_of(result)[0] is None) == (method == "parametric")
 
 
@@ -213,18 +213,18 @@ def test_a_law_without_runs_has_a_summary():
     [(300.3e9, "300.3B"), (12.5e6, "12.50M"), (8200, "8200"), (1.4e12, "1.400T"), (99999, "100.0k"), (None, "-")],
 )
 def test_sizes(value, text):
-    assert report.size(value) == text
+    assert figures_.size(value) == text
 
 
 @pytest.mark.parametrize(
     "value, text", [(477.83, "477.8"), (0.34731, "0.3473"), (2143.4, "2143"), (1.2e-5, "1.2e-5"), (12846.3, "12846")]
 )
 def test_significant_digits(value, text):
-    assert report.sig(value) == text
+    assert figures_.sig(value) == text
 
 
 def test_computes():
-    assert [report.flops(v) for v in (1e24, 5.76e23, 1.276e21)] == ["1e24", "5.76e23", "1.276e21"]
+    assert [figures_.flops(v) for v in (1e24, 5.76e23, 1.276e21)] == ["1e24", "5.76e23", "1.276e21"]
 
 
 @pytest.mark.parametrize("low, high", [(7e3, 3.4e5), (4e7, 1.2e11), (7.4e7, 1.4e8), (2.2, 3.4), (9.9e10, 1.01e11)])

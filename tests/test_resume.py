@@ -17,10 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import checkpoint
 import train as train_module
-from model import ModelConfig
-from plan import TrainConfig
+from isoflop.config import ModelConfig
+from isoflop.train import checkpoint
+from isoflop.train.plan import TrainConfig
 from train import INTERRUPTED, Interrupted, again, train
 
 ROOT = Path(__file__).resolve().parent.parent

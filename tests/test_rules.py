@@ -6,9 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-import rules
-from plan import Parser, TrainConfig, resolve
-from shapes import ModelConfig, configure, count_params
+from isoflop.cli import Parser
+from isoflop.config import ModelConfig, configure
+from isoflop.flops import count_params
+from isoflop.optim import hparams
+from isoflop.optim import schedule as schedule_
+from isoflop.train.plan import TrainConfig, resolve
 
 SMALL = ModelConfig(n_layer=1, n_embd=32, vocab_size=512)
 GPT2 = configure("gpt2")
@@ -27,11 +30,11 @@ def test_deepseeks_own_models():
         # equation 2 counts 72 L d^2 for the matrices of a layer; MLPs of four widths have exactly that
         cfg = ModelConfig(layers, width, block_size=4096, vocab_size=102400, head_size=128)
         M = 72 * layers * width**2 + 12 * layers * width * 4096
-        assert rules.deepseek_flops_per_token(cfg) == M
-        said = rules.hparams("deepseek", cfg, 2e12)
+        assert hparams.deepseek_flops_per_token(cfg) == M
+        said = hparams.hparams("deepseek", cfg, 2e12)
         assert said.lr == pytest.approx(rate, rel=0.03)
         assert said.tokens_per_step == pytest.approx(sequences * 4096, rel=0.1)
-        assert rules.deepseek_rates(M * 2e12) == (said.lr, said.tokens_per_step)
+        assert hparams.deepseek_rates(M * 2e12) == (said.lr, said.tokens_per_step)
 
 
 # data/dense_lr_bs_loss.csv of step-law/steplaw at 32a8f4c: for each of its five models N, layers, width, heads and MLP
@@ -61,7 +64,7 @@ def test_step_law_finds_the_best_of_its_own_grid():
         cfg = ModelConfig(layers, width, heads, n_ffn=ffn, activation="swiglu", vocab_size=65536)
         assert count_params(cfg)["non_embedding"] == N
         for D, rate, sequences in best:
-            said = rules.hparams("steplaw", cfg, D)
+            said = hparams.hparams("steplaw", cfg, D)
             rates.append(said.lr / rate)
             batches.append(said.tokens_per_step / (2048 * sequences))
             assert said.outside == []
@@ -69,7 +72,7 @@ def test_step_law_finds_the_best_of_its_own_grid():
     for ratios in rates, batches:
         assert 1 / 2 < min(ratios) and max(ratios) < 2
         assert 1 / math.sqrt(2) < statistics.geometric_mean(ratios) < math.sqrt(2)
-    within = rules.RULES["steplaw"].within
+    within = hparams.RULES["steplaw"].within
     sizes, tokens = [key[0] for key in STEP_LAW_GRID], [row[0] for best in STEP_LAW_GRID.values() for row in best]
     assert within["non-embedding N"] == pytest.approx((min(sizes), max(sizes)), rel=0.03)
     assert within["D"] == (min(tokens), max(tokens))
@@ -81,17 +84,17 @@ def test_porian_as_olmo_has_it():
     cfg = ModelConfig(12, 768, vocab_size=30080)  # N = 108,036,096 with the head
     N = count_params(cfg)["matmul"]
     assert N == pytest.approx(108e6, rel=1e-3)
-    said = rules.hparams("porian", cfg, 20 * N)
+    said = hparams.hparams("porian", cfg, 20 * N)
     assert said.lr == pytest.approx(0.0047, rel=1e-3)
     assert said.tokens_per_step == pytest.approx(160 * 2048, rel=1e-3)
     assert said.beta2 == 0.99 and said.warmup_frac == pytest.approx(1 / 20)  # N tokens of 20 N
     large = ModelConfig(24, 2048, vocab_size=50304)
     ratio = count_params(large)["matmul"] / N
-    more = rules.hparams("porian", large, 1e10)
+    more = hparams.hparams("porian", large, 1e10)
     assert more.lr / said.lr == pytest.approx(ratio ** (-1 / 3))
     assert more.tokens_per_step / said.tokens_per_step == pytest.approx(ratio ** (2 / 3))
     assert more.beta2 == 0.95
-    assert rules.hparams("porian", large, 1e10, tokens_per_step=2**18).beta2 == 0.99
+    assert hparams.hparams("porian", large, 1e10, tokens_per_step=2**18).beta2 == 0.99
 
 
 def nanochat_model(depth):
@@ -102,13 +105,13 @@ def test_nanochats_reference_and_its_larger_model():
     """base_train.py's d12: 2^19 tokens a step, decay 0.28, Muon's rate 0.02; dev/LOG.md, 2026-02-05: 2^20 at d26."""
     cfg = nanochat_model(12)
     tokens = 12 * count_params(cfg)["matmul"]
-    said = rules.hparams("nanochat", cfg, tokens)
+    said = hparams.hparams("nanochat", cfg, tokens)
     assert said.tokens_per_step == pytest.approx(2**19)
     assert said.weight_decay == pytest.approx(0.28)
     assert said.lr * 0.2 * math.sqrt(768) == pytest.approx(0.02)  # the step of a square matrix under either adjustment
     big = nanochat_model(26)
     D = 12 * count_params(big)["matmul"]
-    more = rules.hparams("nanochat", big, D)
+    more = hparams.hparams("nanochat", big, D)
     assert round(math.log2(more.tokens_per_step)) == 20
     assert more.tokens_per_step / 2**19 == pytest.approx((D / tokens) ** 0.383)
     # B / (rate x decay x D), the time scale of AdamW's mean in epochs, is the same but for the width's part of the rate
@@ -116,7 +119,7 @@ def test_nanochats_reference_and_its_larger_model():
              for h, w, d in ((said, 768, tokens), (more, 1664, D))]  # fmt: skip
     assert scale[0] == pytest.approx(scale[1])
     # a batch that was decided moves rate and decay by its root
-    twice = rules.hparams("nanochat", cfg, tokens, tokens_per_step=2**20)
+    twice = hparams.hparams("nanochat", cfg, tokens, tokens_per_step=2**20)
     assert twice.lr / said.lr == pytest.approx(math.sqrt(2))
     assert twice.weight_decay / said.weight_decay == pytest.approx(math.sqrt(2))
 
@@ -124,46 +127,46 @@ def test_nanochats_reference_and_its_larger_model():
 def test_depth_rule_against_nanochats_sweep():
     """dev/LOG.md, 2026-01-10: the best decay was about .40, .22, .10, .08 at depths 8, 12, 16, 20."""
     for layers, best in (8, 0.40), (12, 0.22), (16, 0.10), (20, 0.08):
-        assert rules.hparams("depth", nanochat_model(layers), 1e9).weight_decay == pytest.approx(best, rel=0.15)
-    wide, narrow = (rules.hparams("depth", nanochat_model(d), 1e9).lr for d in (16, 4))
+        assert hparams.hparams("depth", nanochat_model(layers), 1e9).weight_decay == pytest.approx(best, rel=0.15)
+    wide, narrow = (hparams.hparams("depth", nanochat_model(d), 1e9).lr for d in (16, 4))
     assert narrow / wide == pytest.approx(2)
 
 
 def test_constants_and_roots():
-    assert numbers(rules.hparams("fixed", SMALL, 5000 * 2**14)) == (1e-3, 2**14, 0.1, 0.99, 100 / 5000)
-    small = rules.hparams("sqrt_batch", GPT2, 1e9, tokens_per_step=2**17)
+    assert numbers(hparams.hparams("fixed", SMALL, 5000 * 2**14)) == (1e-3, 2**14, 0.1, 0.99, 100 / 5000)
+    small = hparams.hparams("sqrt_batch", GPT2, 1e9, tokens_per_step=2**17)
     assert small.lr == pytest.approx(6e-4 / 2)  # GPT-3 small: 6e-4 at half a million tokens
-    assert rules.hparams("sqrt_batch", GPT2, 1e9, tokens_per_step=2**19).lr == pytest.approx(6e-4)
+    assert hparams.hparams("sqrt_batch", GPT2, 1e9, tokens_per_step=2**19).lr == pytest.approx(6e-4)
 
 
 def test_widths_of_mup():
-    said = [(w, rules.hparams("mup", ModelConfig(2, w, vocab_size=512), 1e7)) for w in (64, 256, 1024)]
+    said = [(w, hparams.hparams("mup", ModelConfig(2, w, vocab_size=512), 1e7)) for w in (64, 256, 1024)]
     for width, h in said:
         assert h.lr * width == pytest.approx(0.045 * 32)
         assert h.lr * h.weight_decay == pytest.approx(0.1 * 0.045 * 32 / 256)
-        assert h.lr == rules.hparams("default", ModelConfig(2, width, vocab_size=512), 1e7).lr
+        assert h.lr == hparams.hparams("default", ModelConfig(2, width, vocab_size=512), 1e7).lr
 
 
 # ----- what holds for all -----
 
 
-@pytest.mark.parametrize("name", rules.RULES)
+@pytest.mark.parametrize("name", hparams.RULES)
 def test_every_rule_says_something_usable(name):
     for cfg in (SMALL, GPT2, ModelConfig(4, 256, vocab_size=4096, tied=True)):
         for tokens in (1e6, 1e9, 1e12):
-            said = rules.hparams(name, cfg, tokens)
+            said = hparams.hparams(name, cfg, tokens)
             assert 0 < said.lr < math.inf and 1 < said.tokens_per_step < tokens and 0.9 <= said.beta2 < 1
-            assert said.weight_decay >= 0 and 0 <= said.warmup_frac <= rules.MOST_WARMUP
-            again = rules.hparams(name, cfg, tokens, said.tokens_per_step)
+            assert said.weight_decay >= 0 and 0 <= said.warmup_frac <= hparams.MOST_WARMUP
+            again = hparams.hparams(name, cfg, tokens, said.tokens_per_step)
             assert numbers(again) == pytest.approx(numbers(said))
     for steps in (10, 1000, 100_000):
-        tokens = rules.tokens_for_steps(name, SMALL, steps)
-        assert steps * rules.hparams(name, SMALL, tokens).tokens_per_step == pytest.approx(tokens)
+        tokens = hparams.tokens_for_steps(name, SMALL, steps)
+        assert steps * hparams.hparams(name, SMALL, tokens).tokens_per_step == pytest.approx(tokens)
 
 
-@pytest.mark.parametrize("name", rules.RULES)
+@pytest.mark.parametrize("name", hparams.RULES)
 def test_a_run_outside_the_range_is_told_so(name):
-    tiny = rules.hparams(name, ModelConfig(1, 8, vocab_size=64), 1e4)
+    tiny = hparams.hparams(name, ModelConfig(1, 8, vocab_size=64), 1e4)
     assert tiny.outside and all("it was measured on" in line for line in tiny.outside)
     assert any(" below " in line for line in tiny.outside)
 
@@ -175,13 +178,13 @@ def test_how_far_outside_in_words():
         (39.98, 20, 20, "100% above"), (40, 20, 20, "2 times above"),
         (84, 10, 20, "4.2 times above"), (1e-9, 0, 20, ""), (1e99, 5, math.inf, ""),
     ):  # fmt: skip
-        assert rules.how_far(value, low, high) == said
-    assert rules.how_far(20.08, 20, 20) == rules.how_far(19.92, 20, 20) == ""  # whole steps move D by as much
-    assert rules.how_far(20.2, 20, 20) == "1% above" and rules.how_far(19.8, 20, 20) == "1% below"
+        assert hparams.how_far(value, low, high) == said
+    assert hparams.how_far(20.08, 20, 20) == hparams.how_far(19.92, 20, 20) == ""  # whole steps move D by as much
+    assert hparams.how_far(20.2, 20, 20) == "1% above" and hparams.how_far(19.8, 20, 20) == "1% below"
     model = ModelConfig(8, 640, vocab_size=32000)
     line = "D/N 30 is 50% above what it was measured on, 20"
-    assert rules.hparams("porian", model, 30 * count_params(model)["matmul"]).outside == [line]
-    far = rules.hparams("deepseek", SMALL, 1e3).outside[0]
+    assert hparams.hparams("porian", model, 30 * count_params(model)["matmul"]).outside == [line]
+    far = hparams.hparams("deepseek", SMALL, 1e3).outside[0]
     assert far.endswith(" times below what it was measured on, 1e+17 to 1e+20")
 
 
@@ -192,22 +195,22 @@ def test_inside_the_range_nothing_is_said():
               (d16, 12 * count_params(d16)["matmul"]), "steplaw": (ModelConfig(16, 1280, vocab_size=65536), 2e10),
               "porian": (small, 20 * count_params(small)["matmul"]), "deepseek": (million, 3e9)}  # fmt: skip
     for name, (cfg, tokens) in inside.items():
-        assert rules.hparams(name, cfg, tokens).outside == [], name
-    assert "--init normal" in rules.hparams("mup", GPT2, 1e9).outside[0]
+        assert hparams.hparams(name, cfg, tokens).outside == [], name
+    assert "--init normal" in hparams.hparams("mup", GPT2, 1e9).outside[0]
 
 
 def test_the_default_rate_follows_the_start_of_the_weights():
     """With --init normal one rate serves all tensors: 2.6e-3 at width 64, less by 2^(3/4) at twice that."""
     for width, rate in (64, 2.6e-3), (128, 2.6e-3 / 2**0.75), (1024, 2.6e-3 / 8):
         cfg = configure("gpt2", n_embd=width, n_layer=2)
-        B = rules.batch_rule(1e8)
-        assert rules.hparams("default", cfg, 1e8).lr == pytest.approx(rate)
-        assert rules.hparams("default", cfg, 1e8, tokens_per_step=4 * B).lr == pytest.approx(2 * rate)
+        B = hparams.batch_rule(1e8)
+        assert hparams.hparams("default", cfg, 1e8).lr == pytest.approx(rate)
+        assert hparams.hparams("default", cfg, 1e8, tokens_per_step=4 * B).lr == pytest.approx(2 * rate)
 
 
 def test_unknown_rule():
     with pytest.raises(ValueError, match="--hparams chinchilla is unknown; known: default, mup"):
-        rules.hparams("chinchilla", SMALL, 1e9)
+        hparams.hparams("chinchilla", SMALL, 1e9)
     with pytest.raises(ValueError, match="--hparams chinchilla must be one of default"):
         TrainConfig(max_iters=5, hparams="chinchilla")
 
@@ -218,7 +221,7 @@ def test_unknown_rule():
 def test_a_plan_follows_its_rule_and_flags_win():
     asked = dict(tokens_per_param=20, hparams="steplaw")
     plan = resolve(GPT2, TrainConfig(**asked))
-    said = rules.hparams("steplaw", GPT2, plan.tokens, plan.tokens_per_step)
+    said = hparams.hparams("steplaw", GPT2, plan.tokens, plan.tokens_per_step)
     assert plan.tokens_per_step == pytest.approx(said.tokens_per_step, rel=0.01)  # whole sequences of 1024
     assert (plan.lr, plan.weight_decay, plan.beta2, plan.hparams) == (said.lr, 0.1, 0.95, "steplaw")
     assert plan.warmup_steps == round(said.warmup_frac * plan.steps) == 2000
@@ -259,7 +262,7 @@ def test_warmup_in_steps():
 def at(schedule, steps, warmup, cooldown=0, final=0.1, shape="linear"):
     plan = SimpleNamespace(lr=1.0, schedule=schedule, steps=steps, warmup_steps=warmup, cooldown_steps=cooldown,
                            schedule_steps=None, cooldown=shape, final_lr_frac=final)  # fmt: skip
-    return [round(rules.lr_at(step, plan), 4) for step in range(steps)]
+    return [round(schedule_.lr_at(step, plan), 4) for step in range(steps)]
 
 
 def test_schedules_as_literal_lists():
@@ -276,4 +279,4 @@ def test_schedules_as_literal_lists():
 def test_cooldown_shapes_through_a_plan():
     plan = resolve(SMALL, TrainConfig(max_iters=10, schedule="wsd", cooldown="1-sqrt", cooldown_frac=0.5))
     assert (plan.cooldown, plan.cooldown_steps) == ("1-sqrt", 5)
-    assert rules.lr_at(6, plan) / plan.lr == pytest.approx(0.1 + 0.9 * (1 - math.sqrt(2 / 5)))
+    assert schedule_.lr_at(6, plan) / plan.lr == pytest.approx(0.1 + 0.9 * (1 - math.sqrt(2 / 5)))

@@ -6,11 +6,13 @@ import json
 import pytest
 import torch
 
-import data
+import model as model_
 import sample
+import train
+from isoflop.config import configure
+from isoflop.data import tokenizer as data
+from isoflop.train.run_dir import keep_tokenizer
 from model import GPT, save_model
-from shapes import configure
-from trained import keep_tokenizer
 
 TOYS = {
     "default": dict(n_layer=2, n_embd=32, block_size=24),
@@ -57,7 +59,7 @@ class Fixed(torch.nn.Module):
 def test_the_cache_changes_no_token(name):
     """Greedy, three rows, from one token to twice the context: where the window slides, too."""
     model, idx = toy(name), torch.tensor([[1, 7], [200, 3], [0, 0]])
-    with_, without = (sample.generate(model, idx, 48, temperature=0, cache=cache) for cache in (True, False))
+    with_, without = (model_.generate(model, idx, 48, temperature=0, cache=cache) for cache in (True, False))
     assert torch.equal(with_, without)
     assert len(with_[:, 2:].unique()) > 3, "a text of one token would prove nothing"
 
@@ -96,7 +98,7 @@ def test_pick_follows_the_probabilities():
     logits, g = p.log().expand(20000, 4), torch.Generator().manual_seed(0)
 
     def frequencies(temperature=1.0, top_k=0, top_p=None):
-        return sample.pick(logits, temperature, top_k, top_p, g).bincount(minlength=4) / 20000
+        return model_.pick(logits, temperature, top_k, top_p, g).bincount(minlength=4) / 20000
 
     def close(got, want):
         want = torch.tensor(want) / sum(want)
@@ -130,9 +132,9 @@ def test_excerpt_leaves_the_random_state_alone_and_never_ends_a_run(folder, tmp_
     import contextlib
 
     before = torch.get_rng_state()
-    line = sample.excerpt(toy(), folder, contextlib.nullcontext(), count=8)
+    line = train.excerpt(toy(), folder, contextlib.nullcontext(), count=8)
     assert line.startswith("sample | ") and torch.equal(before, torch.get_rng_state())
-    assert "tokenizer.json" in sample.excerpt(toy(), tmp_path, contextlib.nullcontext())
+    assert "tokenizer.json" in train.excerpt(toy(), tmp_path, contextlib.nullcontext())
 
 
 # ----- the command line -----

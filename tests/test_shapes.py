@@ -5,17 +5,9 @@ import math
 
 import pytest
 
-from shapes import (
-    PRESETS,
-    ModelConfig,
-    configure,
-    count_params,
-    describe,
-    flops_per_token,
-    flops_per_token_exact,
-    param_table,
-    plot_flops,
-)
+from isoflop.config import PRESETS, ModelConfig, configure
+from isoflop.fit.figures import plot_flops
+from isoflop.flops import count_params, describe, flops_per_token, flops_per_token_exact, param_table
 
 # Parameters of the released weights: transformers' own count of gpt2 to gpt2-xl, and of the LLaMA checkpoints.
 # The papers give LLaMA 6.7, 13.0, 32.5 and 65.2 billion (arXiv:2302.13971, table 2).

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import grid
-import study
 import sweep
-from laws import PUBLISHED
-from world import World
+from isoflop.distributed import World
+from isoflop.laws import PUBLISHED
+from isoflop.sweep import ablation
+from isoflop.sweep import cells as grid
 
 BUDGETS, SHAPES = (1e9, 4e9, 1.6e10), ((8, 1), (12, 1), (16, 1), (24, 1), (32, 2))
 FLAGS = {"block_size": 32, "val_tokens": 1024, "device": "cpu"}
@@ -22,9 +22,9 @@ CONFIG = sweep.SweepConfig(
 
 @pytest.fixture
 def planner(toy_data, tmp_path):
-    import data
+    from isoflop.data import reader
 
-    return grid.Planner(str(tmp_path), {**FLAGS, "data_dir": toy_data}, data.open_data(toy_data), World())
+    return grid.Planner(str(tmp_path), {**FLAGS, "data_dir": toy_data}, reader.open_data(toy_data), World())
 
 
 def differs(a, b):
@@ -34,7 +34,7 @@ def differs(a, b):
 
 
 def test_each_variant_changes_one_thing(planner):
-    base = study.cells("base", CONFIG, planner)
+    base = ablation.cells("base", CONFIG, planner)
     assert len(base) == 15 and not any(c.refused for c in base.values())
     follows = {"epochs", "tokens", "steps", "flops", "flops_exact", "tokens_per_param", "warmup_steps"}  # of rounding D
     for name, may in (
@@ -44,24 +44,24 @@ def test_each_variant_changes_one_thing(planner):
         ("one_batch", {"tokens_per_step", "batch_size", "micro_batch_size"} | follows),
         ("no_head", {"flop_budget", "tokens_per_step", "batch_size", "micro_batch_size", "lr"} | follows),
     ):
-        cells = study.cells(name, CONFIG, planner)
+        cells = ablation.cells(name, CONFIG, planner)
         assert cells.keys() == base.keys()
         changed = set().union(*(differs(cells[k], base[k]) for k in base))
         assert changed and changed <= may, (name, changed - may)
     for name, value in (("one_rate", "lr"), ("one_batch", "tokens_per_step")):
-        values = {getattr(c.plan, value) for c in study.cells(name, CONFIG, planner).values()}
+        values = {getattr(c.plan, value) for c in ablation.cells(name, CONFIG, planner).values()}
         assert len(values) == 1 < len({getattr(c.plan, value) for c in base.values()}), name
 
 
 def test_the_head_left_out_of_the_budget_is_trained_on_all_the_same(planner):
-    for (_, budget, _), cell in study.cells("no_head", CONFIG, planner).items():
+    for (_, budget, _), cell in ablation.cells("no_head", CONFIG, planner).items():
         body = cell.plan.n_params_non_embedding
         assert 6 * body * cell.plan.tokens == pytest.approx(budget, rel=0.02)
         assert cell.plan.flops > 6 * body * cell.plan.tokens
 
 
 def test_the_longest_runs_are_base_s_own_and_shared(planner):
-    base, long = (study.cells(name, CONFIG, planner) for name in ("base", "long_schedule"))
+    base, long = (ablation.cells(name, CONFIG, planner) for name in ("base", "long_schedule"))
     for place, cell in long.items():
         assert (cell.run_id == base[place].run_id) == (place[1] == max(BUDGETS))
         if place[1] < max(BUDGETS):
@@ -76,7 +76,7 @@ def rows_from_a_law(name, budgets, sizes, head):
             counted = n - head(n) if name == "no_head" else n
             d = c / (6 * counted)
             about = {"n": counted, "d": d, "c": c, "flop_budget": c, "loss": law.loss(n, d), "bits_per_byte": ""}
-            out.append(dict.fromkeys(study.COLUMNS, "") | {"variant": name} | about)
+            out.append(dict.fromkeys(ablation.COLUMNS, "") | {"variant": name} | about)
     return out
 
 
@@ -85,7 +85,7 @@ def test_leaving_the_head_out_raises_a_by_what_the_arithmetic_says():
     budgets, sizes = np.geomspace(1e16, 1e18, 5), np.geomspace(3e6, 1e9, 60)
     head = lambda n: 0.9 * n * np.minimum(1.0, (2e6 / n) ** (1 / 3))  # noqa: E731  falls with N, as a real head's share
     rows = [r for name in ("base", "no_head") for r in rows_from_a_law(name, budgets, sizes, head)]
-    table = {r["variant"]: r for r in study.compare(study.fits(rows, resamples=200))}
+    table = {r["variant"]: r for r in ablation.compare(ablation.fits(rows, resamples=200))}
     truth = {}
     fine = np.geomspace(3e6, 1e9, 20001)
     for name in table:
@@ -106,21 +106,21 @@ def test_the_whole_study(toy_data, tmp_path, script):
     assert done.returncode == 0, done.stderr
     with open(out / "study.csv", newline="") as f:
         rows = list(csv.DictReader(f))
-    assert {r["variant"] for r in rows} == set(study.VARIANTS) - {"other_vocab"}
+    assert {r["variant"] for r in rows} == set(ablation.VARIANTS) - {"other_vocab"}
     assert len(rows) == 12 * 7 and all(float(r["loss"]) > 0 for r in rows)
     text = (out / "study.md").read_text()
     assert text in done.stdout
-    again = script("study.py", out)
+    again = script("-m", "isoflop.sweep.ablation", out)
     assert (again.returncode, again.stdout, (out / "study.md").read_text()) == (0, text, text)
     once_more = script("sweep.py", "--study", "porian", *flags)
     assert once_more.returncode == 0 and "[1/" not in once_more.stdout
 
 
 def test_mistakes_are_one_line(script, tmp_path):
-    done = script("study.py", tmp_path)
+    done = script("-m", "isoflop.sweep.ablation", tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--study porian" in done.stderr
     (tmp_path / "study.csv").write_text("a,b\n1,2\n")
-    done = script("study.py", tmp_path)
+    done = script("-m", "isoflop.sweep.ablation", tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "columns of a study" in done.stderr
     with pytest.raises(ValueError, match="--study and --tune_lr exclude each other"):
         sweep.SweepConfig(study="porian", tune_lr=True)
@@ -132,4 +132,4 @@ def test_no_size_that_can_run_is_said_in_a_line():
     bad = SimpleNamespace(plan=None, refused="--flop_budget 1 buys 0 tokens")
     fake = SimpleNamespace(n=lambda s: s[0], cell=lambda *a, **k: bad)
     with pytest.raises(ValueError, match="--study: --flop_budget 1 buys"):
-        study.cells("base", SimpleNamespace(flop_budgets=(1.0,), shapes=lambda p: [(8, 1)], seeds=None), fake)
+        ablation.cells("base", SimpleNamespace(flop_budgets=(1.0,), shapes=lambda p: [(8, 1)], seeds=None), fake)

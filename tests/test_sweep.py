@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 import sweep
-from shapes import ModelConfig, count_params
+from isoflop.config import ModelConfig
+from isoflop.flops import count_params
+from isoflop.sweep import cells, grid, results
 
 ROOT = Path(__file__).resolve().parent.parent
 GRID = "--flop_budgets 1e8 2e8 4e8 --n_embds 8 12 16 24 --n_layers 1 1 1 2 --block_size 32 --val_tokens 1024".split()
@@ -40,7 +42,7 @@ def undisturbed(toy_data, tmp_path_factory):
 def test_rows_budgets_and_outputs(undisturbed):
     folder, _, out = undisturbed
     table = rows(folder)
-    assert len(table) == 12 and list(table[0]) == sweep.HEADER
+    assert len(table) == 12 and list(table[0]) == results.HEADER
     for r in table:
         assert r["status"] == "ok"
         step = 6 * int(r["n_params_matmul"]) * int(r["tokens_per_step"])
@@ -106,32 +108,32 @@ def lock_is_held(folder):
 
 
 def fake_row(run_id="abc", **more):
-    return {**{name: 1 for name in sweep.HEADER}, "run_id": run_id, "status": "ok", **more}
+    return {**{name: 1 for name in results.HEADER}, "run_id": run_id, "status": "ok", **more}
 
 
 def test_a_torn_row_is_moved_aside_and_its_run_done_again(tmp_path):
     path = tmp_path / "runs.csv"
-    sweep.append_row(path, fake_row("one"))
-    sweep.append_row(path, fake_row("two", mfu=None))
+    results.append_row(path, fake_row("one"))
+    results.append_row(path, fake_row("two", mfu=None))
     whole = path.read_bytes()
     for cut in (1, 5, len(whole) // 4, len(whole) // 2):
         path.write_bytes(whole[:-cut])
-        found = [r["run_id"] for r in sweep.read_rows(path)]
+        found = [r["run_id"] for r in results.read_rows(path)]
         assert found == ["one"] if whole[:-cut].count(b"\n") == 2 else found == []
         assert path.read_bytes() == whole[: whole[:-cut].rfind(b"\n") + 1]
         assert (tmp_path / "runs.torn").exists()
         for run in ("one", "two"):
             if run not in found:
-                sweep.append_row(path, fake_row(run))
-        assert [r["run_id"] for r in sweep.read_rows(path)] == ["one", "two"]
+                results.append_row(path, fake_row(run))
+        assert [r["run_id"] for r in results.read_rows(path)] == ["one", "two"]
 
 
 def test_a_foreign_csv_is_refused_and_untouched(tmp_path):
     path = tmp_path / "runs.csv"
-    for text in ("run_id,loss\na,3.0\n", "run_id,loss\na,3.0", "\x00\n", sweep.HEADER[0] + ",x\n"):
+    for text in ("run_id,loss\na,3.0\n", "run_id,loss\na,3.0", "\x00\n", results.HEADER[0] + ",x\n"):
         path.write_text(text)
         with pytest.raises(ValueError, match="another header.*name another --out_dir"):
-            sweep.read_rows(path)
+            results.read_rows(path)
         assert path.read_text() == text and not path.with_name("runs.torn").exists()
 
 
@@ -149,24 +151,24 @@ def test_a_row_lost_between_record_and_csv_is_recovered(undisturbed, tmp_path):
 
 
 def test_two_sweeps_in_one_folder(tmp_path):
-    with sweep.locked(tmp_path):
+    with results.locked(tmp_path):
         with pytest.raises(ValueError, match="in use by another sweep"):
-            with sweep.locked(tmp_path):
+            with results.locked(tmp_path):
                 pass
-    with sweep.locked(tmp_path):
+    with results.locked(tmp_path):
         pass
 
 
 def test_default_sizes_surround_the_guess():
     for flops in (5e10, 1e12, 1e15):
-        shapes = sweep.default_shapes(flops, 512, 5)
+        shapes = grid.default_shapes(flops, 512, 5)
         ns = [count_params(ModelConfig(d, w, vocab_size=512))["matmul"] for w, d in shapes]
         assert len(ns) == 5 and ns == sorted(ns)
-        assert ns[0] < sweep.guess_n_opt(flops) < ns[-1]
+        assert ns[0] < grid.guess_n_opt(flops) < ns[-1]
 
 
 def test_widths_alone_take_the_ladder_s_depths():
-    assert [sweep.default_depth(w) for w in (8, 32, 64, 96, 100, 768, 4000)] == [1, 1, 2, 3, 3, 12, 36]
+    assert [cells.default_depth(w) for w in (8, 32, 64, 96, 100, 768, 4000)] == [1, 1, 2, 3, 3, 12, 36]
 
 
 def test_dry_run_writes_nothing(toy_data, tmp_path, script):

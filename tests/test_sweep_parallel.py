@@ -12,15 +12,14 @@ from pathlib import Path
 
 import pytest
 
-import data
-import grid
-import ledger
 import sweep
-import workers
-from plan import TrainConfig
-from shapes import ModelConfig
+from isoflop.config import ModelConfig
+from isoflop.data import reader
+from isoflop.distributed import World
+from isoflop.sweep import cells as cells_
+from isoflop.sweep import grid, results, workers
+from isoflop.train.plan import TrainConfig
 from train import train
-from world import World
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = "--n_embds 8 12 16 24 --n_layers 1 1 1 2 --block_size 32 --val_tokens 1024 --device cpu".split()
@@ -85,7 +84,7 @@ def worker_pids(parent):
             line = (path.parent / "cmdline").read_bytes()
         except OSError:
             continue
-        if int(fields[1]) == parent and b"workers.py" in line:
+        if int(fields[1]) == parent and b"--worker" in line:
             found.append(int(path.parent.name))
     return sorted(found)
 
@@ -131,7 +130,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_same_command_goes_on(toy_data, tmp
     assert run(*[str(whole) if f == str(tmp_path / "out") else f for f in flags], "--parallel", "data") == 0
     assert losses(tmp_path / "out") == losses(whole)
     assert not list((tmp_path / "out" / "cells").glob("*/checkpoints"))
-    assert ledger.Book(tmp_path / "out").spent() == sum(float(r["flops_spent"]) for r in rows(tmp_path / "out"))
+    assert results.Book(tmp_path / "out").spent() == sum(float(r["flops_spent"]) for r in rows(tmp_path / "out"))
 
 
 # ----- trunk and branch -----
@@ -147,8 +146,8 @@ def test_a_branch_equals_its_run_alone_to_the_bit(toy_data, tmp_path):
     own, spent = (sum(float(r[k]) for r in table) for k in ("flops", "flops_spent"))
     assert abs(spent / (2 * (4e8 + 0.2 * 3e8)) - 1) < 0.05 and own > 1.4 * spent
     assert not (tmp_path / "out" / "trunks").exists(), "checkpoints are removed when their branches have run"
-    tokens, given = data.open_data(toy_data), {"block_size": 32, "val_tokens": 1024, "data_dir": toy_data}
-    planner = grid.Planner(tmp_path, given | {"device": "cpu", "schedule": "wsd"}, tokens, World())
+    tokens, given = reader.open_data(toy_data), {"block_size": 32, "val_tokens": 1024, "data_dir": toy_data}
+    planner = cells_.Planner(tmp_path, given | {"device": "cpu", "schedule": "wsd"}, tokens, World())
     cells = {c.run_id: c for c in planner.family((16, 1, None), [1e8, 2e8, 4e8])}
     for r in branches:
         if r["n_embd"] == "16":
@@ -164,7 +163,7 @@ def test_a_branch_equals_its_run_alone_to_the_bit(toy_data, tmp_path):
 
 def test_a_run_too_short_for_a_cooldown_is_trained_alone(toy_data, tmp_path):
     given = {"block_size": 32, "data_dir": toy_data, "device": "cpu", "schedule": "wsd", "batch_size": 8}
-    planner = grid.Planner(tmp_path, given, data.open_data(toy_data), World())
+    planner = cells_.Planner(tmp_path, given, reader.open_data(toy_data), World())
     short, middle, trunk = planner.family((16, 1, None), [2e7, 2e8, 4e8])
     assert short.plan.cooldown_steps == 0 and short.start is None and short.trunk is None
     at = middle.plan.steps - middle.plan.cooldown_steps
@@ -234,48 +233,48 @@ def test_rates_are_probed_at_both_ends_and_read_between(toy_data, tmp_path):
 
 
 def fake(run_id, **more):
-    return {name: 1 for name in ledger.HEADER} | {"run_id": run_id, "status": "ok", "trunk": "", **more}
+    return {name: 1 for name in results.HEADER} | {"run_id": run_id, "status": "ok", "trunk": "", **more}
 
 
 def test_a_damaged_last_row_is_moved_aside_and_an_earlier_one_is_named(tmp_path):
     path = tmp_path / "runs.csv"
     for name in ("one", "two"):
-        ledger.append_row(path, fake(name))
+        results.append_row(path, fake(name))
     whole = path.read_bytes()
     for junk in (b"\x00\xff\x00\n", b"three,ok,1\n", whole.splitlines(keepends=True)[1].replace(b",1,", b",", 1)):
         path.write_bytes(whole + junk)
-        assert [r["run_id"] for r in ledger.read_rows(path)] == ["one", "two"] and path.read_bytes() == whole
+        assert [r["run_id"] for r in results.read_rows(path)] == ["one", "two"] and path.read_bytes() == whole
         assert junk in (tmp_path / "runs.torn").read_bytes()
     lines = whole.splitlines(keepends=True)
     path.write_bytes(lines[0] + b"junk\n" + lines[2])
     with pytest.raises(ValueError, match="line 2 is damaged; delete that line"):
-        ledger.read_rows(path)
+        results.read_rows(path)
 
 
 def test_a_run_that_was_cut_off_counts_in_full(tmp_path):
-    cell = grid.Cell("abc", (8, 1, None), 1e9, 0, plan=type("P", (), {"flops": 900, "steps": 10})())
-    book = ledger.Book(tmp_path)
+    cell = cells_.Cell("abc", (8, 1, None), 1e9, 0, plan=type("P", (), {"flops": 900, "steps": 10})())
+    book = results.Book(tmp_path)
     book.begin(cell)
     book.begin(cell)
-    assert ledger.Book(tmp_path).spent() == 1800
+    assert results.Book(tmp_path).spent() == 1800
     book.withdraw(cell)
-    assert book.spent() == ledger.Book(tmp_path).spent() == 900
+    assert book.spent() == results.Book(tmp_path).spent() == 900
     book.add(cell, fake("abc", steps=10, flops=900), "trained")
-    assert book.spent() == ledger.Book(tmp_path).spent() == 900
+    assert book.spent() == results.Book(tmp_path).spent() == 900
 
 
 def test_hours_are_capped_too(in_turn, toy_data, tmp_path, capsys):
     shutil.copytree(in_turn, tmp_path / "out")
-    took = ledger.Book(tmp_path / "out").hours()
+    took = results.Book(tmp_path / "out").hours()
     flags = ["--flop_budgets", "4e8", "8e8", *SMALL, "--data_dir", toy_data, "--out_dir", tmp_path / "out"]
     assert run(*flags, "--max_hours", took) == 1
     assert len(rows(tmp_path / "out")) == 12 and "stopped: --max_hours" in capsys.readouterr().out
 
 
 def test_the_second_sweep_names_the_first(tmp_path):
-    with ledger.locked(tmp_path):
+    with results.locked(tmp_path):
         with pytest.raises(ValueError, match=f"process {os.getpid()} on .* since 20"):
-            with ledger.locked(tmp_path):
+            with results.locked(tmp_path):
                 pass
 
 
@@ -305,5 +304,5 @@ def test_a_full_disk_loses_no_row(toy_data, in_turn, tmp_path):
 
 def test_what_a_worker_needs_survives_the_wire():
     mc, tc = ModelConfig(2, 48, vocab_size=300), TrainConfig(flop_budget=1e9, lr=0.1)
-    cell = grid.Cell("abc", (48, 2, None), 1e9, 0, mc, tc, start="x", keep=((3, "y"),))
+    cell = cells_.Cell("abc", (48, 2, None), 1e9, 0, mc, tc, start="x", keep=((3, "y"),))
     assert workers.unpack(workers.pack(cell)) == (mc, tc, "x", [[3, "y"]])

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import grid
-import laws
-import preview
-import service
 import sweep
+from isoflop import laws
+from isoflop.fit import isoflop, parametric
+from isoflop.fit import table as table_
+from isoflop.sweep import api as service
+from isoflop.sweep import grid, power
 
 LAW = "E=1.69,A=406.4,B=410.7,alpha=.34,beta=.28"
 GRID = "--flop_budgets 1e18 3e18 1e19 3e19 1e20 --vocab_size 32000".split()
@@ -73,7 +74,7 @@ def test_the_predicted_widths_are_those_of_the_fit(simulated):
         np.array([float(r[k]) for r in table]) for k in ("n_params_matmul", "tokens", "flops", "flop_budget")
     )
     law = laws.parse_law(LAW)
-    said = preview.worth(n, d, c, budget, law, 0.003, 1e21)
+    said = power.worth(n, d, c, budget, law, 0.003, 1e21)
     result = json.loads((simulated / "fit.json").read_text())
     for method in ("isoflop", "parametric"):
         low, high = result[method]["a"]["ci95"]
@@ -88,13 +89,13 @@ def test_the_predicted_widths_hold_on_fresh_draws(simulated):
         np.array([float(r[k]) for r in table]) for k in ("n_params_matmul", "tokens", "flops", "flop_budget")
     )
     law, widths = laws.parse_law(LAW), {"isoflop": [], "parametric": []}
-    said = preview.worth(n, d, c, budget, law, 0.003, 1e21)
+    said = power.worth(n, d, c, budget, law, 0.003, 1e21)
     for seed in range(1000, 1030):
         loss = laws.simulate(law, n, d, 0.003, seed)
-        i = preview.fit_isoflop(n, d, c, loss, budget, seed=seed)
-        p = preview.fit_parametric(n, d, loss, seed=seed)
-        widths["isoflop"].append(preview.half(i.draws["a"]))
-        widths["parametric"].append(preview.half(p.draws.exponents()[0]))
+        i = isoflop.fit_isoflop(n, d, c, loss, budget, seed=seed)
+        p = parametric.fit_parametric(n, d, loss, seed=seed)
+        widths["isoflop"].append(power.half(i.draws["a"]))
+        widths["parametric"].append(power.half(p.draws.exponents()[0]))
     for method, found in widths.items():
         assert abs(said[method]["a"] / np.median(found) - 1) < 0.3, method
 
@@ -182,12 +183,12 @@ def test_a_rate_on_the_edge_is_marked_in_the_picture(simulated, tmp_path):
         out.writeheader()
         out.writerows(table)
     o = sweep.fit.Options(bootstrap=0)
-    result, arrays = sweep.fit.analyse(sweep.fit.runs_io.read([str(tmp_path / "runs.csv")]), o)
+    result, arrays = sweep.fit.analyse(table_.read([str(tmp_path / "runs.csv")]), o)
     assert arrays["lr_on_edge"].sum() == 9
     import matplotlib
 
     matplotlib.use("Agg")
-    import figures
+    from isoflop.fit import figures
 
     marked = figures.draw_isoflop(result, arrays)
     crosses = [v for v in marked.axes[0].collections if v.get_label() == figures.ON_EDGE["label"]]

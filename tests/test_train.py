@@ -13,11 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-import data
 import train as train_module
-from model import GPT, ModelConfig, load_model
-from plan import TrainConfig, resolve
-from train import RunRecord, World, evaluate, train
+from isoflop.config import ModelConfig
+from isoflop.data import reader
+from isoflop.distributed import World
+from isoflop.train import record as run_record
+from isoflop.train.plan import TrainConfig, resolve
+from isoflop.train.record import RunRecord
+from isoflop.train.validation import evaluate
+from model import GPT, load_model
+from train import train
 
 MC = ModelConfig(n_layer=1, n_embd=16, block_size=32)
 FLAGS = ["--n_layer", 1, "--n_embd", 16, "--block_size", 32]
@@ -31,7 +36,7 @@ def config(toy_data, tmp_path, **more):
 
 
 def spelled(tokens):
-    return torch.from_numpy(data.token_bytes(tokens.folder)).long()
+    return torch.from_numpy(reader.token_bytes(tokens.folder)).long()
 
 
 def test_record_and_files(toy_data, tmp_path):
@@ -47,7 +52,7 @@ def test_record_and_files(toy_data, tmp_path):
     assert [row["step"] for row in curve] == [5, 10, 15, 20]
     assert curve[-1]["flops"] == record.flops
     model = load_model(folder)
-    tokens = data.open_data(toy_data)
+    tokens = reader.open_data(toy_data)
     again = evaluate(model, tokens, spelled(tokens), 2048 // 32, World(), torch.autocast("cpu", enabled=False))
     assert again["val_loss"] == record.val_loss
     left = ["config.json", "log.jsonl", "model.safetensors", "run.json", "tokenizer.json"]
@@ -79,11 +84,11 @@ def test_json_is_the_last_line(toy_data, tmp_path, capsys):
 
 
 def test_run_id_follows_the_result_alone(toy_data, tmp_path):
-    tokens = data.open_data(toy_data)
+    tokens = reader.open_data(toy_data)
 
     def name(mc=MC, **more):
         tc = config(toy_data, tmp_path, **more)
-        return train_module.run_id(mc, tc, resolve(mc, tc), "float32", tokens)
+        return run_record.run_id(mc, tc, resolve(mc, tc), "float32", tokens)
 
     same = [name(), name(log_every=3), name(out_dir="elsewhere"), name(micro_batch_size=2),
             name(batch_size=None, total_batch_size=128, lr=resolve(MC, config(toy_data, tmp_path)).lr)]  # fmt: skip
@@ -110,7 +115,7 @@ def test_accumulation_changes_nothing(toy_data, tmp_path):
 
 
 def test_validation_does_not_depend_on_how_it_is_shared(toy_data):
-    tokens = data.open_data(toy_data)
+    tokens = reader.open_data(toy_data)
     torch.manual_seed(0)
     model = GPT(dataclasses.replace(MC, vocab_size=tokens.meta["vocab_size"]))
     torch.nn.init.normal_(model.lm_head.weight, std=0.1)
@@ -135,13 +140,13 @@ def test_validation_does_not_depend_on_how_it_is_shared(toy_data):
 
 def test_bits_per_byte_by_hand(toy_data):
     """A model that knows nothing spends ln V on every token; only tokens that spell bytes count, over their bytes."""
-    tokens = data.open_data(toy_data)
+    tokens = reader.open_data(toy_data)
     V = tokens.meta["vocab_size"]
     model = GPT(dataclasses.replace(MC, vocab_size=V))  # its head is zero
     rows = 20
     result = evaluate(model, tokens, spelled(tokens), rows, World(), torch.autocast("cpu", enabled=False))
     targets = np.array(tokens.val[: rows * 32 + 1])[1:]
-    lengths = data.token_bytes(tokens.folder)[targets]
+    lengths = reader.token_bytes(tokens.folder)[targets]
     assert (lengths == 0).any(), "the range should hold an end-of-text token"
     assert result["val_loss"] == pytest.approx(math.log(V), abs=1e-6)
     assert result["bits_per_byte"] == pytest.approx((lengths > 0).sum() * math.log2(V) / lengths.sum(), abs=1e-6)
@@ -149,7 +154,7 @@ def test_bits_per_byte_by_hand(toy_data):
 
 def test_standard_error_covers_the_spread_between_ranges(toy_data):
     """The stated error is of the size of the real scatter between disjoint validation ranges."""
-    tokens = data.open_data(toy_data)
+    tokens = reader.open_data(toy_data)
     torch.manual_seed(1)
     model = GPT(dataclasses.replace(MC, vocab_size=tokens.meta["vocab_size"]))
     torch.nn.init.normal_(model.lm_head.weight, std=0.3)

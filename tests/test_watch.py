@@ -7,7 +7,7 @@ import struct
 import pytest
 
 import train as train_module
-import watch
+from isoflop.train import tracking as watch
 
 FLAGS = ["--n_layer", "1", "--n_embd", "16", "--block_size", "32", "--device", "cpu", "--val_tokens", "2048",
          "--max_iters", "20", "--batch_size", "4", "--log_every", "5"]  # fmt: skip

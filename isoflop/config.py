@@ -1,0 +1,172 @@
+"""What a GPT is made of, and what it costs: configurations, presets, counts. Plain arithmetic, no torch.
+
+Every budget rests on these counts. A configuration is a dozen numbers; a preset is a row of PRESETS; `--depth N` is the
+family with one knob. Any field may be given on top of either. model.py builds what is described here.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
+
+
+def opt(default, help, **metadata):
+    """A dataclass field that is also a flag: its default is written once, here, beside its help text."""
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is built. Everything below is a function of these numbers alone."""
+
+    n_layer: int = opt(2, "transformer blocks")
+    n_embd: int = opt(64, "width of the residual stream")
+    n_head: int | None = opt(None, "attention heads (default: the fewest whose size is at most --head_size)")
+    block_size: int = opt(128, "context length in tokens")
+    vocab_size: int = opt(50257, "rows of the embedding and of the head; train.py takes it from the data", flag=False)
+    rope_theta: float = opt(10000.0, "base of the rotary frequencies")
+    head_size: int | None = opt(None, "size of an attention head where --n_head is not given (default: at most 64)")
+    n_kv_head: int | None = opt(None, "key and value heads, shared by groups of query heads (default: --n_head)")
+    n_ffn: int | None = opt(None, "width of the MLP (default: --ffn_mult x --n_embd, up to a multiple of 8)")
+    ffn_mult: float = opt(4.0, "width of the MLP over --n_embd")
+    activation: str = opt(
+        "relu2", "of the MLP; gelu is exact, swiglu has a gate", choices=("relu2", "gelu", "gelu_tanh", "swiglu")
+    )
+    norm: str = opt(
+        "rmsnorm", "normalisation before each block's halves and the head", choices=("rmsnorm", "layernorm")
+    )
+    norm_gain: bool = opt(False, "learned gains in the normalisations (and biases, with --bias)")
+    norm_eps: float = opt(1e-6, "added to the mean square, or the variance, before its root")
+    position: str = opt("rope", "rotary positions, or a learned table", choices=("rope", "learned"))
+    bias: bool = opt(False, "biases in the linear layers, and in LayerNorm")
+    qk_norm: bool = opt(True, "normalise queries and keys (RMS, no gain)")
+    tied: bool = opt(False, "one matrix for the embedding and the head")
+    logit_softcap: float | None = opt(None, "bend the logits to cap * tanh(logits / cap)")
+    init: str = opt(
+        "scaled",
+        "scaled: unit outputs at any width, rates by width; normal: GPT-2's N(0, 0.02), one rate for all",
+        choices=("scaled", "normal"),
+    )
+
+    def __post_init__(self):
+        problems = []
+        for f in fields(self):
+            value, kind = getattr(self, f.name), str(f.type)
+            if value is None and "None" in kind:
+                continue
+            if f.metadata.get("choices"):
+                if value not in f.metadata["choices"]:
+                    problems.append(f"--{f.name} {value} must be one of {', '.join(f.metadata['choices'])}")
+            elif "bool" in kind:
+                if not isinstance(value, bool):
+                    problems.append(f"--{f.name} {value} must be true or false")
+            elif value is None or isinstance(value, str) or not 0 < value < math.inf:
+                problems.append(f"--{f.name} {value} must be a positive number")
+            elif "int" in kind and value != int(value):
+                problems.append(f"--{f.name} {value} must be a whole number")
+        if problems:
+            raise ValueError("; ".join(problems))
+        if self.n_head is None:
+            object.__setattr__(self, "n_head", _default_heads(self.n_embd, self.head_size or 64))
+        elif self.head_size and self.n_head * self.head_size != self.n_embd:
+            raise ValueError(
+                f"--n_head {self.n_head} x --head_size {self.head_size} is not --n_embd {self.n_embd}; leave one out"
+            )
+        if self.n_embd % self.n_head or (self.position == "rope" and (self.n_embd // self.n_head) % 2):
+            step = self.n_head * (2 if self.position == "rope" else 1)
+            below = self.n_embd - self.n_embd % step
+            near = " or ".join(str(w) for w in (below, below + step) if w > 0)
+            even = " of even size (rotary positions turn pairs)" if self.position == "rope" else ""
+            raise ValueError(
+                f"--n_embd {self.n_embd} is not divisible by --n_head {self.n_head} into heads{even}; "
+                f"try --n_embd {near}"
+            )
+        object.__setattr__(self, "head_size", self.n_embd // self.n_head)
+        if self.n_kv_head is None:
+            object.__setattr__(self, "n_kv_head", self.n_head)
+        if self.n_head % self.n_kv_head:
+            near = ", ".join(str(k) for k in range(1, self.n_head + 1) if self.n_head % k == 0)
+            raise ValueError(f"--n_kv_head {self.n_kv_head} does not divide --n_head {self.n_head}; try one of {near}")
+        if self.n_ffn is None:
+            object.__setattr__(self, "n_ffn", -(-round(self.ffn_mult * self.n_embd, 6) // 8) * 8)
+        object.__setattr__(self, "n_ffn", int(self.n_ffn))
+
+    def identity(self) -> dict:
+        """What tells this model from another in a run_id: sizes, and what differs from the default architecture."""
+        sizes = {k: getattr(self, k) for k in ("n_layer", "n_embd", "n_head", "block_size", "vocab_size", "rope_theta")}
+        plain = ModelConfig(**sizes)
+        asked = ("ffn_mult", "head_size")  # n_ffn and n_head say what came of them
+        return sizes | {k: v for k, v in asdict(self).items() if k not in asked and v != getattr(plain, k)}
+
+
+def _default_heads(n_embd: int, most: int) -> int:
+    """The fewest heads of an even size of at most `most`; 1 where there is none, which ModelConfig then refuses."""
+    return next((h for h in range(1, n_embd + 1) if n_embd % (2 * h) == 0 and n_embd // h <= most), 1)
+
+
+# ----- presets -----
+
+_GPT2 = dict(
+    vocab_size=50257, block_size=1024, head_size=64, activation="gelu_tanh", norm="layernorm", norm_gain=True,
+    norm_eps=1e-5, position="learned", bias=True, qk_norm=False, tied=True, init="normal",
+)  # fmt: skip
+_LLAMA = dict(
+    vocab_size=32000, block_size=2048, head_size=128, activation="swiglu", ffn_mult=2.6875, norm="rmsnorm",
+    norm_gain=True, norm_eps=1e-6, qk_norm=False, init="normal",
+)  # fmt: skip
+_LLAMA2 = _LLAMA | dict(block_size=4096, norm_eps=1e-5)
+_LLAMA3 = _LLAMA | dict(
+    vocab_size=128256, block_size=8192, norm_eps=1e-5, rope_theta=500000.0, n_kv_head=8, ffn_mult=3.5
+)
+
+# Radford et al. 2019; Touvron et al. 2023, arXiv:2302.13971 and 2307.09288; Llama team 2024, arXiv:2407.21783.
+PRESETS = {
+    "default": dict(),
+    "gpt2": _GPT2 | dict(n_layer=12, n_embd=768),
+    "gpt2-medium": _GPT2 | dict(n_layer=24, n_embd=1024),
+    "gpt2-large": _GPT2 | dict(n_layer=36, n_embd=1280),
+    "gpt2-xl": _GPT2 | dict(n_layer=48, n_embd=1600),
+    "nanogpt": _GPT2 | dict(n_layer=12, n_embd=768, vocab_size=50304, activation="gelu", bias=False),
+    "llama": _LLAMA | dict(n_layer=32, n_embd=4096),
+    "llama-7b": _LLAMA | dict(n_layer=32, n_embd=4096),
+    "llama-13b": _LLAMA | dict(n_layer=40, n_embd=5120, ffn_mult=2.7),
+    "llama-30b": _LLAMA | dict(n_layer=60, n_embd=6656, ffn_mult=17920 / 6656),
+    "llama-65b": _LLAMA | dict(n_layer=80, n_embd=8192, norm_eps=1e-5),
+    "llama2-7b": _LLAMA2 | dict(n_layer=32, n_embd=4096),
+    "llama2-13b": _LLAMA2 | dict(n_layer=40, n_embd=5120, ffn_mult=2.7),
+    "llama2-70b": _LLAMA2 | dict(n_layer=80, n_embd=8192, ffn_mult=3.5, n_kv_head=8),
+    "llama3": _LLAMA3 | dict(n_layer=32, n_embd=4096),
+    "llama3-8b": _LLAMA3 | dict(n_layer=32, n_embd=4096),
+    "llama3-70b": _LLAMA3 | dict(n_layer=80, n_embd=8192),
+    "llama3-405b": _LLAMA3 | dict(n_layer=126, n_embd=16384, ffn_mult=3.25),
+}
+
+
+def configure(preset: str | None = None, depth: int | None = None, **given) -> ModelConfig:
+    """A preset or the depth family, and the given fields on top; ValueError names what is unknown.
+
+    What a preset says of heads and MLP holds at any width: heads of its size, or smaller where that does not divide
+    the width; its key heads, as far as they divide the heads; its ratio of MLP to width.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"--preset {preset} is unknown; known: {', '.join(PRESETS)}")
+    if depth is not None and depth < 1:
+        raise ValueError(f"--depth {depth} must be a positive number")
+    row = dict(PRESETS[preset or "default"])
+    if depth is not None:
+        row |= from_depth(depth)
+    if "n_head" in given:
+        row.pop("head_size", None)
+    shared = row.pop("n_kv_head", None)
+    cfg = ModelConfig(**{**row, **given})
+    if shared and given.get("n_kv_head") is None:
+        cfg = replace(cfg, n_kv_head=math.gcd(shared, cfg.n_head))
+    if given.get("head_size") not in (None, cfg.head_size):
+        raise ValueError(
+            f"--n_embd {cfg.n_embd} is not divisible into heads of --head_size {given['head_size']}; "
+            f"the next smaller size is {cfg.head_size}"
+        )
+    return cfg
+
+
+def from_depth(depth: int) -> dict[str, int]:
+    """The family with one knob: n_layer = depth, n_embd = 64 depth, heads of 64 (nanochat has heads of 128)."""
+    return {"n_layer": depth, "n_embd": 64 * depth, "head_size": 64}

@@ -1,0 +1,333 @@
+"""Token files on disk, read as they are: this project's data folders, nanoGPT's, llm.c's and modded-nanogpt's.
+
+    data/stdlib_bpe512         made by data.py: train.bin and val.bin, or shards, 256 bytes of JSON before the tokens
+    nanoGPT/data/openwebtext   train.bin and val.bin: uint16 and nothing else; meta.json or meta.pkl, else GPT-2's ids
+    fineweb10B                 *_train_*.bin and *_val_*.bin as llm.c's scripts write them: 256 int32, then the tokens
+
+Tokens are never copied as a whole. A pickle is not loaded, only read for the numbers it spells out.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import pickletools
+import shlex
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from isoflop.data import tokenizer
+from isoflop.data.config import DataConfig, command, resolve
+from isoflop.data.downloads import gpt2_tokens
+from isoflop.data.errors import DataError
+
+FORMAT, VERSION, HEADER_BYTES = "isoflop-tokens", 1, 256
+SPLITS = ("train", "val")
+GPT2_VOCAB, GPT2_EOT = 50257, 50256
+# llm.c's dev/data scripts: (magic, version) -> type, from a header of 256 int32 whose third is the token count
+LLMC = {(20240520, 1): "uint16", (20240801, 7): "uint32"}
+LLMC_BYTES = 1024
+WHOLE_BYTES = 2**30  # up to here a foreign split is read whole for its hash and its largest id, beyond it by samples
+SAMPLES, SAMPLE_BYTES = 1024, 2**16
+PICKLE_BYTES = 2**26  # nanoGPT's meta.pkl has a few kB
+
+
+class Tokens:
+    """The tokens of several files as one read-only sequence: len, slices and arrays of indices, as of a 1-D array."""
+
+    def __init__(self, parts: list[np.ndarray]):
+        self.parts, self.dtype = parts, parts[0].dtype
+        self.ends = np.cumsum([len(part) for part in parts])
+        self.nbytes = int(self.ends[-1]) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, at):
+        if isinstance(at, slice):
+            start, stop, step = at.indices(len(self))
+            if step != 1:
+                return self[np.arange(start, stop, step)]
+            pieces, begin = [], 0
+            for part in self.parts:
+                piece = part[max(0, start - begin) : max(0, stop - begin)]
+                if len(piece):
+                    pieces.append(piece)
+                begin += len(part)
+            return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, self.dtype), *pieces])
+        flat = np.asarray(at)
+        flat = np.where(flat < 0, flat + len(self), flat)
+        if flat.size and not 0 <= flat.min() <= flat.max() < len(self):
+            raise IndexError(f"index outside of {len(self):,} tokens")
+        out, owner = np.empty(flat.shape, self.dtype), np.searchsorted(self.ends, flat, side="right")
+        for i in np.unique(owner):
+            mine = owner == i
+            out[mine] = self.parts[i][flat[mine] - (self.ends[i] - len(self.parts[i]))]
+        return out if out.ndim else out[()]
+
+    def __array__(self, dtype=None, copy=None):
+        whole = self[0 : len(self)]
+        return whole if dtype is None else whole.astype(dtype)
+
+
+@dataclass(frozen=True)
+class TokenData:
+    folder: Path
+    meta: dict  # meta.json; for foreign bins what could be found out, under the same names
+    train: np.ndarray | Tokens  # read-only memory map of token ids; ours: each document followed by meta["eot_token"]
+    val: np.ndarray | Tokens
+
+
+def one(parts: list[np.ndarray]) -> np.ndarray | Tokens:
+    return parts[0] if len(parts) == 1 else Tokens(parts)
+
+
+# ----- our own ------------------------------------------------------------------------------------------------------
+
+
+def header(meta: dict, split: str) -> bytes:
+    """The HEADER_BYTES in front of the tokens: readable with `head -c 256`, and equal for equal meta.json entries."""
+    names = ("format", "version", "dtype", "vocab_size", "tokenizer", "tokenizer_sha256")
+    text = json.dumps({name: meta[name] for name in names} | {"split": split})
+    assert len(text) < HEADER_BYTES, text
+    return text.ljust(HEADER_BYTES - 1).encode() + b"\n"
+
+
+def shards(meta: dict, split: str) -> list[dict]:
+    """The files of a split in their order: {file, tokens, sha256}."""
+    counts = meta[split]
+    return counts.get("shards") or [{"file": f"{split}.bin", "tokens": counts["tokens"], "sha256": counts["sha256"]}]
+
+
+def open_own(folder: Path, meta: dict | None = None) -> TokenData:
+    """A folder that data.py has made; OSError, ValueError, KeyError or TypeError where it is not whole."""
+    meta = json.loads((folder / "meta.json").read_text()) if meta is None else meta
+    if (meta["format"], meta["version"]) != (FORMAT, VERSION):
+        raise ValueError(f"format {meta['format']} {meta['version']} instead of {FORMAT} {VERSION}")
+    if hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest() != meta["tokenizer_sha256"]:
+        raise ValueError("tokenizer.json is another one")
+    splits = {}
+    for split in SPLITS:
+        parts, dtype = [], np.dtype(meta["dtype"])
+        for shard in shards(meta, split):
+            path, tokens = folder / shard["file"], shard["tokens"]
+            with open(path, "rb") as f:
+                if f.read(HEADER_BYTES) != header(meta, split):
+                    raise ValueError(f"{path.name} is foreign: its header does not match meta.json")
+            size, whole = path.stat().st_size, HEADER_BYTES + tokens * dtype.itemsize
+            if size != whole:
+                raise ValueError(f"{path.name} has {size:,} bytes instead of {whole:,}")
+            parts.append(np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(tokens,)))
+        splits[split] = one(parts)
+    return TokenData(folder, meta, **splits)
+
+
+# ----- other people's -----------------------------------------------------------------------------------------------
+
+
+def foreign_files(folder: Path) -> dict[str, list[Path]] | None:
+    """The files of each split, where the folder holds token files that data.py has not made; otherwise None."""
+    try:
+        ours = "format" in json.loads((folder / "meta.json").read_text())
+    except FileNotFoundError:
+        ours = False
+    except (OSError, ValueError, TypeError):
+        return None
+    found = {}
+    for split in SPLITS:
+        plain = folder / f"{split}.bin"
+        found[split] = [plain] if plain.exists() else sorted(folder.glob(f"*{split}*.bin"))
+    for path in (p for paths in found.values() for p in paths):
+        with open(path, "rb") as f:
+            ours |= f.read(len(FORMAT) + 12).startswith(f'{{"format": "{FORMAT}'.encode())
+    return None if ours or not found["train"] else found
+
+
+def open_foreign(folder: Path, files: dict[str, list[Path]]) -> TokenData:
+    """Bins without our header, with the vocabulary from meta.json, meta.pkl, or GPT-2's; DataError with the way out.
+
+    meta["corpus_sha256"] is a hash of the ids, and meta["tokenizer_sha256"] of what is known of the tokenizer: they
+    tell runs on different tokens apart, not more.
+    """
+    if not files["val"]:
+        raise DataError(
+            f"{folder} has {files['train'][0].name} but no val.bin or *val*.bin: name the validation file so"
+        )
+    info = read_info(folder)
+    splits, corpus, top = {}, hashlib.sha256(), -1
+    for split in SPLITS:
+        parts = [map_foreign(path, info.get("dtype")) for path in files[split]]
+        if len({part.dtype for part in parts}) > 1:
+            raise DataError(f"{folder}: its {split} files hold numbers of different sizes; keep one kind per folder")
+        for path, part in zip(files[split], parts, strict=True):
+            stat = path.stat()
+            digest, largest = survey(str(path.resolve()), stat.st_size, stat.st_mtime_ns, part.offset, part.dtype.str)
+            corpus.update(f"{split} {len(part)} {digest}\n".encode())
+            top = max(top, largest)
+        splits[split] = one(parts)
+    vocab, known = info.get("vocab_size"), info.get("itos")
+    if vocab is None and top >= GPT2_VOCAB:
+        raise DataError(
+            f"{folder} holds token id {top:,}, beyond GPT-2's {GPT2_VOCAB:,}: say how many there are in a file "
+            f'{folder / "meta.json"}, as {{"vocab_size": {top + 1}}}'
+        )
+    vocab = GPT2_VOCAB if vocab is None else vocab
+    if not isinstance(vocab, int) or vocab < 1:
+        raise DataError(f"{folder}: vocab_size {vocab!r} in its meta.json must be a whole number above 0")
+    bits = 8 * splits["train"].dtype.itemsize
+    if vocab > 2**bits:
+        raise DataError(f"{folder}: vocab_size {vocab:,} does not fit its uint{bits} tokens; mend dtype in meta.json")
+    if top >= vocab:
+        raise DataError(f"{folder} holds token id {top:,}, beyond the vocab_size {vocab:,} of its meta.json")
+    name = "gpt2" if vocab == GPT2_VOCAB else "characters" if known else "unknown"
+    identity = json.dumps([name, vocab, known])
+    meta = {
+        "format": "foreign",
+        "tokenizer": name,
+        "tokenizer_sha256": hashlib.sha256(identity.encode()).hexdigest(),
+        "vocab_size": vocab,
+        "eot_token": GPT2_EOT if name == "gpt2" else None,
+        "dtype": str(splits["train"].dtype),
+        **{split: {"tokens": len(splits[split]), "files": [p.name for p in files[split]]} for split in SPLITS},
+        "corpus_sha256": corpus.hexdigest(),
+        "itos": known,
+    }
+    return TokenData(folder, meta, **splits)
+
+
+def read_info(folder: Path) -> dict:
+    """vocab_size, dtype and itos (the characters, by id), as far as meta.json or meta.pkl tell."""
+    try:
+        info = json.loads((folder / "meta.json").read_text())
+    except FileNotFoundError:
+        info = {}
+    if info.get("dtype", "uint16") not in ("uint16", "uint32"):
+        raise DataError(f"{folder}: dtype {info['dtype']!r} in its meta.json must be uint16 or uint32")
+    info = {name: info[name] for name in ("vocab_size", "dtype") if name in info}
+    pickled = folder / "meta.pkl"
+    if pickled.exists():
+        found = read_pickle(pickled)
+        if "vocab_size" not in info and "vocab_size" not in found:
+            raise DataError(f'{pickled} names no vocab_size: put {{"vocab_size": N}} in {folder / "meta.json"}')
+        if info.get("vocab_size", found.get("vocab_size")) == found.get("vocab_size"):
+            info = found | info
+    return info
+
+
+def read_pickle(path: Path) -> dict:
+    """vocab_size and itos of nanoGPT's meta.pkl, from its opcodes: nothing in the file is run.
+
+    In {"vocab_size": V, "itos": {0: "a", ...}} each value follows its key, with only bookkeeping in between.
+    """
+    found, pairs, key, number = {}, {}, None, None
+    try:
+        raw = path.read_bytes() if path.stat().st_size <= PICKLE_BYTES else b""
+        for op, value, _ in pickletools.genops(raw):
+            if isinstance(value, str) and "UNICODE" in op.name:
+                if key == "itos" and number is not None:
+                    pairs[number], number = value, None
+                else:
+                    key = value
+            elif isinstance(value, int) and "INT" in op.name:
+                number = value
+                if key == "vocab_size":
+                    found["vocab_size"], key = value, None
+    except ValueError:
+        pass  # not a pickle, or cut short: what was found is what there is
+    if pairs and sorted(pairs) == list(range(found.get("vocab_size", -1))):
+        found["itos"] = [pairs[i] for i in range(len(pairs))]
+    return found
+
+
+def map_foreign(path: Path, dtype: str | None) -> np.ndarray:
+    """The tokens of one file, with or without llm.c's header."""
+    size = path.stat().st_size
+    head = np.fromfile(path, dtype="<i4", count=LLMC_BYTES // 4)
+    kind = LLMC.get((int(head[0]), int(head[1]))) if len(head) == LLMC_BYTES // 4 else None
+    if kind is None:
+        if len(head) == LLMC_BYTES // 4 and head[0] and not head[3:].any():
+            raise DataError(
+                f"{path} begins with a header of magic {head[0]} and version {head[1]}; known are "
+                + " and ".join(f"{magic} version {version}" for magic, version in LLMC)
+            )
+        offset, width = 0, np.dtype(dtype or "uint16").itemsize
+        if size == 0 or size % width:
+            raise DataError(f"{path} has {size:,} bytes: not a whole number of {dtype or 'uint16'}; cut short?")
+        return np.memmap(path, dtype=dtype or "uint16", mode="r")
+    offset, count = LLMC_BYTES, int(head[2])
+    whole = offset + count * np.dtype(kind).itemsize
+    if size != whole:
+        raise DataError(f"{path} has {size:,} bytes where its header's {count:,} tokens take {whole:,}: cut short?")
+    return np.memmap(path, dtype=kind, mode="r", offset=offset, shape=(count,))
+
+
+@functools.lru_cache(256)
+def survey(path: str, size: int, mtime_ns: int, offset: int, dtype: str) -> tuple[str, int]:
+    """(sha256 of the tokens, largest id); of SAMPLES pieces of a file longer than WHOLE_BYTES."""
+    digest, top = hashlib.sha256(), -1
+    tokens = np.memmap(path, dtype=dtype, mode="r", offset=offset)
+    step = WHOLE_BYTES // 64 // tokens.itemsize
+    at, piece = range(0, len(tokens), step), step
+    if size > WHOLE_BYTES:
+        piece = SAMPLE_BYTES // tokens.itemsize
+        at = np.linspace(0, len(tokens) - piece, SAMPLES).astype(int)
+    for start in at:
+        block = np.array(tokens[start : start + piece])
+        digest.update(block.tobytes())
+        top = max(top, int(block.max()))
+    return digest.hexdigest(), top
+
+
+# ----- bytes per token ----------------------------------------------------------------------------------------------
+
+
+def token_bytes(folder: str | Path) -> np.ndarray | None:
+    """(vocab_size,) int64: utf-8 bytes that each token spells, special tokens 0; None where nobody has said.
+
+    For bits per byte: the loss of tokens that spell something, over the bytes that they spell.
+    """
+    folder = Path(folder)
+    files = foreign_files(folder)
+    if files is None:
+        return tokenizer.token_bytes(folder)
+    meta = open_foreign(folder, files).meta
+    if meta["tokenizer"] == "characters":
+        return np.array([len(c.encode()) for c in meta["itos"]])
+    if meta["tokenizer"] != "gpt2":
+        return None
+    try:
+        return np.array([len(token) for token in gpt2_tokens()] + [0])
+    except DataError:
+        return None
+
+
+# ----- reading ------------------------------------------------------------------------------------------------------
+
+
+def open_data(folder: str | Path) -> TokenData:
+    """Map a data folder of any kind that bins.py knows; DataError with the way out if it is missing or not whole."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        offline = resolve(DataConfig(source="stdlib")).out_dir
+        raise DataError(
+            f"no data folder {folder}: `python data.py` makes data/fineweb_gpt2, `python data.py --source stdlib` "
+            f"makes {offline} with no download; name the one you have with --data_dir"
+        )
+    again = f"python data.py --source ... --out_dir {shlex.quote(str(folder))} --overwrite"
+    try:
+        files = foreign_files(folder)
+        if files is not None:
+            return open_foreign(folder, files)
+        meta = json.loads((folder / "meta.json").read_text())
+        old = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["settings"].items()}
+        known = {f.name: old[f.name] for f in fields(DataConfig) if f.name in old}
+        again = command(DataConfig(**known, out_dir=str(folder))) + " --overwrite"
+        return open_own(folder)
+    except DataError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        problem = f"no {e}" if isinstance(e, KeyError) else str(e)
+        raise DataError(f"{folder} is not a whole data folder ({problem}); make it again with `{again}`") from None

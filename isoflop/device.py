@@ -1,0 +1,90 @@
+"""Device, compute type, autocast, peak memory and allocator settings."""
+
+import ctypes
+import resource
+import sys
+
+import torch
+
+
+def pick_device(asked: str) -> str:
+    """cuda, else Apple's mps, else cpu for "auto"; ValueError where the device asked for is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked == "auto":
+        return next(device for device, here in there.items() if here)
+    if not there[asked]:
+        raise ValueError(f"--device {asked}: torch finds no such device here; use --device cpu")
+    return asked
+
+
+def compute_dtype(asked: str, device: str) -> str:
+    """bfloat16 where the device multiplies it natively, else float32."""
+    if asked != "auto":
+        return asked
+    if device.startswith("cuda"):
+        native = torch.cuda.get_device_capability() >= (8, 0)
+    else:
+        native = device == "cpu" and cpu_has_bf16()
+    return "bfloat16" if native else "float32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16; without them bf16 is slower than float32."""
+    try:
+        has = torch.cpu.get_capabilities()
+    except (AttributeError, RuntimeError):  # an older torch, which can't say
+        return False
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16"))  # the last one is ARM's
+
+
+def weights_dtype(dtype: str, device: str) -> torch.dtype:
+    """Type of the weights that forward and backward see; the optimizer's own are always float32.
+
+    A CPU gets bf16 weights, and with them a model that is bf16 throughout. GPUs get float32 weights and autocast.
+    """
+    return torch.bfloat16 if dtype == "bfloat16" and device == "cpu" else torch.float32
+
+
+def autocast(dtype: str, device: str):
+    """The context of a forward pass; a no-op where weights_dtype() has done the work."""
+    on = dtype == "bfloat16" and weights_dtype(dtype, device) == torch.float32
+    return torch.autocast(device.split(":")[0], torch.bfloat16, enabled=on)
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device.startswith("cuda") else device
+
+
+def peak_memory_gb(device: str) -> float:
+    """Most memory held, in GB: the allocator's on CUDA, elsewhere the whole process's so far."""
+    if device.startswith("cuda"):
+        return round(torch.cuda.max_memory_allocated() / 1e9, 3)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
+
+
+def keep_memory():
+    """Tell glibc to keep freed memory: a training step frees and takes the same large blocks over and over.
+
+    By default each comes from the kernel as zeroed pages, and page faults cost a small model more than its products.
+    Trim threshold off, no mmap for large blocks, 256 MB asked for at a time. Does nothing without glibc.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "gnu_get_libc_version"):
+        M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TOP_PAD, 1 << 28)
+
+
+# ----- fused pieces -----
+
+# torch's own kernels that the fused pieces are made of. Their names begin with an underscore: a release may change
+# them, and then the plain twins run everywhere, and tests/test_kernels.py says so.
+PRIVATE = ("_softmax", "_softmax_backward_data", "_fused_adamw_")
+HAS_PRIVATE = all(hasattr(torch, name) for name in PRIVATE)
+
+
+def fused(x: torch.Tensor) -> bool:
+    """Whether x goes through the fused pieces: on a CPU, but not inside torch.compile, which makes its own."""
+    return x.device.type == "cpu" and HAS_PRIVATE and not torch.compiler.is_compiling()

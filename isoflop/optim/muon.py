@@ -1,0 +1,68 @@
+"""Muon for the hidden matrices over the flat buffers of adamw.py, and build(), which picks the optimizer."""
+
+import math
+
+import torch
+
+from isoflop.device import weights_dtype
+from isoflop.optim.adamw import FlatAdamW
+
+# ----- Muon -----
+
+
+class FlatMuon(FlatAdamW):
+    """Muon for the hidden matrices, AdamW for the rest; torch.optim.Muon's update on the same flat buffers.
+
+    The momentum of each matrix, made orthogonal, is its step (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+    adjust "match_rms_adamw" makes the step as large per weight as AdamW's, so that rates carry over (Liu et al. 2025,
+    arXiv:2502.16982, section 2.2); "original" gives it a spectral norm of about sqrt(max(1, rows / columns)).
+    inner : type of the iteration; torch's is bfloat16.
+    """
+
+    muon = True
+    momentum = 0.95
+
+    def __init__(self, *args, adjust="match_rms_adamw", inner=torch.bfloat16, **options):
+        self.adjust, self.inner = adjust, inner
+        super().__init__(*args, **options)
+
+    def _update(self, bucket, lr, weight_decay, scale):
+        if not bucket.group["muon"]:
+            return super()._update(bucket, lr, weight_decay, scale)
+        w, g, m, _ = bucket.flat
+        m.lerp_(g.div_(scale), 1 - self.momentum)
+        g.lerp_(m, self.momentum)  # Nesterov's look ahead
+        w.mul_(1 - lr * weight_decay)
+        for (rows, columns), places in bucket.matrices.items():
+            cut = [slice(at, at + rows * columns) for at in places]
+            steps = orthogonal(torch.stack([g[c].view(rows, columns) for c in cut]).to(self.inner))
+            size = 0.2 * math.sqrt(max(rows, columns))
+            if self.adjust == "original":
+                size = math.sqrt(max(1, rows / columns))
+            targets = [w[c].view(rows, columns) for c in cut]
+            torch._foreach_add_(targets, list(steps.to(w.dtype).unbind()), alpha=-lr * size)
+
+
+def orthogonal(x, steps: int = 5, coefficients=(3.4445, -4.7750, 2.0315), eps: float = 1e-7):
+    """About the nearest orthogonal matrix to each of x (n, rows, columns), by a quintic Newton-Schulz iteration.
+
+    The coefficients make the slope at zero as steep as possible: singular values end between about 0.7 and 1.2.
+    """
+    a, b, c = coefficients
+    tall = x.size(-2) > x.size(-1)
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+def build(model, plan, grad_clip: float, dtype: str, device: str, world_size: int = 1, zero1: bool = False):
+    """The optimizer that `plan` names; dtype is the name of the compute type."""
+    weights = weights_dtype(dtype, device)
+    common = (model, plan.weight_decay, plan.beta2, grad_clip, weights, world_size)
+    options = dict(zero1=zero1, pieces=-(-plan.batch_size // plan.micro_batch_size), ema=plan.ema)
+    if plan.optimizer == "muon":
+        return FlatMuon(*common, adjust=plan.muon_adjust, inner=getattr(torch, dtype), **options)
+    return FlatAdamW(*common, **options)
