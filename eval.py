@@ -24,7 +24,6 @@ import numpy as np
 import torch
 
 from isoflop.cli import Parser
-from isoflop.config import opt
 from isoflop.data import reader
 from isoflop.data.tokenizer import load_tokenizer
 from isoflop.device import autocast
@@ -33,6 +32,7 @@ from isoflop.eval.lm_harness import Harness
 from isoflop.eval.scores import append, join, read_scores
 from isoflop.hf import tokenizer as hf_tokenizer
 from isoflop.hf import weights
+from isoflop.options import option
 from isoflop.train import run_dir
 from isoflop.train.validation import evaluate, validation_rows
 
@@ -41,18 +41,18 @@ from isoflop.train.validation import evaluate, validation_rows
 class EvalConfig:
     """What is scored, and how."""
 
-    ckpt: str | None = opt(None, "folder that train.py left, or one of its checkpoints")
-    sweep: str | None = opt(None, "folder of a sweep: score the models of all its finished runs")
-    tasks: str | None = opt(None, "benchmarks, separated by commas: names in the harness, .yaml files, core, gauntlet")
-    data_dir: str | None = opt(None, "data folder: loss and bits per byte on its validation text")
-    tokenizer_dir: str | None = opt(None, "data folder whose tokenizer the model has (default: the copy beside it)")
-    limit: float | None = opt(None, "examples of each task; below 1: that share of them")
-    num_fewshot: int | None = opt(None, "examples in the prompt (default: the task's, or the bundle's)")
-    val_tokens: int = opt(2**17, "length of the validation range, in tokens")
-    batch_size: int = opt(8, "sequences at a time, of the benchmarks")
-    out: str | None = opt(None, "file to append the results to, as a line of JSON (default: eval.jsonl in --ckpt)")
-    device: str = opt("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))
-    dtype: str = opt("auto", "compute type; auto: float32 on a CPU", choices=("auto", "float32", "bfloat16"))
+    ckpt: str | None = option(None, "folder that train.py left, or one of its checkpoints")
+    sweep: str | None = option(None, "folder of a sweep: score the models of all its finished runs")
+    tasks: str | None = option(None, "benchmarks, with commas: harness names, .yaml files, core, gauntlet")
+    data_dir: str | None = option(None, "data folder: loss and bits per byte on its validation text")
+    tokenizer_dir: str | None = option(None, "data folder whose tokenizer the model has (default: the copy beside it)")
+    limit: float | None = option(None, "examples of each task; below 1: that share of them")
+    num_fewshot: int | None = option(None, "examples in the prompt (default: the task's, or the bundle's)")
+    val_tokens: int = option(2**17, "length of the validation range, in tokens")
+    batch_size: int = option(8, "sequences at a time, of the benchmarks")
+    out: str | None = option(None, "file to append the results to, as a line of JSON (default: eval.jsonl in --ckpt)")
+    device: str = option("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))
+    dtype: str = option("auto", "compute type; auto: float32 on a CPU", choices=("auto", "float32", "bfloat16"))
 
     def __post_init__(self):
         problems = []

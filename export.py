@@ -23,9 +23,9 @@ from pathlib import Path
 import torch
 
 from isoflop.cli import Parser
-from isoflop.config import opt
 from isoflop.hf import tokenizer
 from isoflop.hf.weights import RELATED, need, read_hf, write_hf, write_json
+from isoflop.options import option
 from isoflop.train import run_dir
 from model import GPT, save_model
 
@@ -34,13 +34,13 @@ from model import GPT, save_model
 class ExportConfig:
     """From where to where."""
 
-    ckpt: str | None = opt(None, "folder that train.py left, or one of its checkpoints")
-    from_hf: str | None = opt(None, "folder of a GPT-2 or LLaMA model of Hugging Face's, to bring here")
-    out: str | None = opt(None, "folder to write")
-    format: str = opt("hf", "what --ckpt is written as", choices=("hf",))
-    data_dir: str | None = opt(None, "data folder whose tokenizer to use (default: the copy beside the weights)")
-    verify: bool = opt(False, "load the result with transformers and compare its logits with ours")
-    overwrite: bool = opt(False, "replace the files of an earlier export in --out")
+    ckpt: str | None = option(None, "folder that train.py left, or one of its checkpoints")
+    from_hf: str | None = option(None, "folder of a GPT-2 or LLaMA model of Hugging Face's, to bring here")
+    out: str | None = option(None, "folder to write")
+    format: str = option("hf", "what --ckpt is written as", choices=("hf",))
+    data_dir: str | None = option(None, "data folder whose tokenizer to use (default: the copy beside the weights)")
+    verify: bool = option(False, "load the result with transformers and compare its logits with ours")
+    overwrite: bool = option(False, "replace the files of an earlier export in --out")
 
     def __post_init__(self):
         if (self.ckpt is None) == (self.from_hf is None):

@@ -34,13 +34,14 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from isoflop.cli import Parser, number
+from isoflop.cli import Parser
 from isoflop.config import ModelConfig
 from isoflop.fit.figures import plot_flops
 from isoflop.flops import describe
 from isoflop.kernels.attention import self_attention
 from isoflop.kernels.cross_entropy import head_loss
 from isoflop.kernels.elementwise import gelu, layer_norm, norm, norm_rotate, relu_squared, rotate, swiglu
+from isoflop.options import integer
 
 # ----- the model -----
 
@@ -278,7 +279,7 @@ def check_shapes(cfg: ModelConfig, path: Path):
 
 def parse(argv=None):
     parser = Parser("model.py", __doc__, ModelConfig)
-    parser.add_argument("--vocab_size", type=number, default=argparse.SUPPRESS, help="tokens in the vocabulary")
+    parser.add_argument("--vocab_size", type=integer, default=argparse.SUPPRESS, help="tokens in the vocabulary")
     parser.add_argument("--plot_flops", metavar="PATH", help="draw exact FLOPs over 6ND by depth, width and context")
     return parser, parser.parse_args(argv)
 

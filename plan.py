@@ -26,10 +26,11 @@ import sys
 from dataclasses import asdict, dataclass, fields
 
 from isoflop import gpus, laws
-from isoflop.cli import Parser, number
-from isoflop.config import ModelConfig, opt
+from isoflop.cli import Parser
+from isoflop.config import ModelConfig
 from isoflop.flops import count_params
 from isoflop.optim import hparams
+from isoflop.options import integer, option
 from isoflop.plan import estimate, search, tables
 from isoflop.train.plan import TrainConfig, resolve
 
@@ -42,31 +43,31 @@ LAWS = ("besiroglu", "hoffmann")
 class Ask:
     """What plan.py can be asked beyond the plan of one run."""
 
-    tokens: float | None = opt(None, "training tokens (D), another way to say when the run ends")
-    config: tuple[str, ...] = opt(
+    tokens: float | None = option(None, "training tokens (D), another way to say when the run ends")
+    config: tuple[str, ...] = option(
         (),
         "a configuration, 'name=A preset=llama3 n_layer=18 tied=true tokens=1e9', or a JSON file of them; repeatable",
     )
-    n_params: float | None = opt(None, "a size without an architecture: how many tokens? With --tokens: the verdict")
-    target_loss: float | None = opt(None, "least compute that reaches this loss, in nats a token")
-    unique_tokens: float | None = opt(None, "different tokens among --tokens: what repeated data is worth")
-    inference_tokens: float | None = opt(None, "tokens of the model's life: least training plus inference compute")
-    law: tuple[str, ...] | None = opt(
+    n_params: float | None = option(None, "a size without an architecture: how many tokens? With --tokens: the verdict")
+    target_loss: float | None = option(None, "least compute that reaches this loss, in nats a token")
+    unique_tokens: float | None = option(None, "different tokens among --tokens: what repeated data is worth")
+    inference_tokens: float | None = option(None, "tokens of the model's life: least training plus inference compute")
+    law: tuple[str, ...] | None = option(
         None, f"fit.json, E=..,A=.., or {', '.join(laws.PUBLISHED)}; the first ranks (default: {' '.join(LAWS)})"
     )
-    family: str = opt("default", "preset whose sizes --flop_budget searches")
-    exact: bool = opt(True, "searched FLOPs count attention; --no-exact: 6ND")
-    top: int = opt(6, "rows of the search's leaderboards")
-    gpu: str | None = opt(None, f"device: {', '.join(gpus.GPUS)}")
-    n_gpus: int | None = opt(None, "devices, one process each (--world_size means the same)")
-    mfu: float | None = opt(
+    family: str = option("default", "preset whose sizes --flop_budget searches")
+    exact: bool = option(True, "searched FLOPs count attention; --no-exact: 6ND")
+    top: int = option(6, "rows of the search's leaderboards")
+    gpu: str | None = option(None, f"device: {', '.join(gpus.GPUS)}")
+    n_gpus: int | None = option(None, "devices, one process each (--world_size means the same)")
+    mfu: float | None = option(
         None, "share of the peak that is reached, in exact FLOPs (default: 0.4, said to be assumed)"
     )
-    peak_flops: float | None = opt(None, "peak FLOP/s of one device that --gpu does not know")
-    measured: str | None = opt(None, "run.json or runs.csv whose speed is taken instead of --mfu")
-    days: float | None = opt(None, "time there is: the FLOPs that --gpu does in it are searched")
-    price_per_hour: float | None = opt(None, "dollars an hour for one device (default: costs.GPUS has one)")
-    rules: bool = opt(False, "print the source and the range of every rule of --hparams")
+    peak_flops: float | None = option(None, "peak FLOP/s of one device that --gpu does not know")
+    measured: str | None = option(None, "run.json or runs.csv whose speed is taken instead of --mfu")
+    days: float | None = option(None, "time there is: the FLOPs that --gpu does in it are searched")
+    price_per_hour: float | None = option(None, "dollars an hour for one device (default: costs.GPUS has one)")
+    rules: bool = option(False, "print the source and the range of every rule of --hparams")
 
     def __post_init__(self):
         problems = []
@@ -86,7 +87,7 @@ def read_configs(entries) -> list[tuple[str, argparse.Namespace]]:
     A configuration may have its own tokens.
     """
     parser, out = Parser("plan.py --config", "", ModelConfig), []
-    parser.add_argument("--vocab_size", type=number, default=argparse.SUPPRESS)
+    parser.add_argument("--vocab_size", type=integer, default=argparse.SUPPRESS)
     parser.add_argument("--tokens", type=float, default=argparse.SUPPRESS)
     for entry in entries:
         if entry.endswith(".json"):
@@ -134,10 +135,10 @@ def make_parser() -> Parser:
     parser = Parser("plan.py", __doc__, ModelConfig, TrainConfig, Ask, skip=("config",))
     about = next(f.metadata["help"] for f in fields(Ask) if f.name == "config")
     parser.add_argument("--config", action="append", metavar="TEXT", default=argparse.SUPPRESS, help=about)
-    parser.add_argument("--vocab_size", type=number, metavar="N", default=argparse.SUPPRESS, help="tokens it knows")
-    parser.add_argument("--world_size", dest="n_gpus", type=number, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    parser.add_argument("--vocab_size", type=integer, metavar="N", default=argparse.SUPPRESS, help="tokens it knows")
+    parser.add_argument("--world_size", dest="n_gpus", type=integer, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument("--markdown", action="store_true", help="tables in Markdown")
-    parser.add_argument("--json", action="store_true", help="every number, for programs")
+    parser.add_argument("--json", action="store_true", help="every integer, for programs")
     return parser
 
 
@@ -163,7 +164,7 @@ def advise_on(parser, args, ask: Ask) -> tuple[dict, list[dict]]:
     """The answer to what was typed, as numbers and as sections of tables."""
     chosen = [estimate.choose(text) for text in ask.law or LAWS]
     n_gpus = ask.n_gpus or 1
-    gpu = gpus.find_gpu(ask.gpu) if ask.gpu else None
+    gpu = gpus.named(ask.gpu) if ask.gpu else None
     machine = estimate.Machine(
         gpu=ask.gpu,
         n_gpus=n_gpus,

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from isoflop.cli import Parser
-from isoflop.config import opt
+from isoflop.options import option
 from isoflop.train import run_dir
 from model import draw, generate
 
@@ -31,26 +31,26 @@ from model import draw, generate
 class SampleConfig:
     """What is drawn, and how."""
 
-    ckpt: str = opt("", "folder that train.py left, or one of its checkpoints")
-    data_dir: str | None = opt(None, "data folder whose tokenizer to use (default: the copy beside the weights)")
-    prompt: str | None = opt(None, "text to go on from, - for all of stdin (default: the start of a document)")
-    prompts: str | None = opt(None, "file of prompts, - for stdin: one a line, or a JSON string a line if it is .jsonl")
-    interactive: bool = opt(False, "read a prompt a line until end of file")
-    max_new_tokens: int = opt(128, "tokens of a sample at most")
-    num_samples: int = opt(1, "samples of each prompt")
-    batch_size: int = opt(16, "samples drawn side by side; changes no sample")
-    temperature: float = opt(0.8, "divides the logits; 0 takes the likeliest token each time")
-    top_k: int | None = opt(50, "draw from the k likeliest tokens; 0: from all")
-    top_p: float | None = opt(None, "draw from the likeliest tokens that together have this probability")
-    seed: int = opt(0, "sample i draws with seed + i")
-    stream: bool = opt(True, "show tokens as they come, where one sample is drawn at a time")
-    cache: bool = opt(True, "keep keys and values of the tokens read so far")
-    bench: bool = opt(False, "time greedy text with and without the cache, and check that it is the same")
-    device: str = opt("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))
-    dtype: str = opt(
+    ckpt: str = option("", "folder that train.py left, or one of its checkpoints")
+    data_dir: str | None = option(None, "data folder whose tokenizer to use (default: the copy beside the weights)")
+    prompt: str | None = option(None, "text to go on from, - for all of stdin (default: the start of a document)")
+    prompts: str | None = option(None, "file of prompts, - for stdin: one a line; .jsonl: JSON strings")
+    interactive: bool = option(False, "read a prompt a line until end of file")
+    max_new_tokens: int = option(128, "tokens of a sample at most")
+    num_samples: int = option(1, "samples of each prompt")
+    batch_size: int = option(16, "samples drawn side by side; changes no sample")
+    temperature: float = option(0.8, "divides the logits; 0 takes the likeliest token each time")
+    top_k: int | None = option(50, "draw from the k likeliest tokens; 0: from all")
+    top_p: float | None = option(None, "draw from the likeliest tokens that together have this probability")
+    seed: int = option(0, "sample i draws with seed + i")
+    stream: bool = option(True, "show tokens as they come, where one sample is drawn at a time")
+    cache: bool = option(True, "keep keys and values of the tokens read so far")
+    bench: bool = option(False, "time greedy text with and without the cache, and check that it is the same")
+    device: str = option("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))
+    dtype: str = option(
         "auto", "type of weights and arithmetic; auto: float32 on a CPU", choices=("auto", "float32", "bfloat16")
     )
-    compile: bool = opt(False, "torch.compile whole passes; pays for texts much longer than the context")
+    compile: bool = option(False, "torch.compile whole passes; pays for texts much longer than the context")
 
     def __post_init__(self):
         problems = []

@@ -26,11 +26,12 @@ from tqdm import tqdm
 import data
 import fit
 from isoflop.cli import Parser
-from isoflop.config import ModelConfig, opt
+from isoflop.config import ModelConfig
 from isoflop.data import config, reader
 from isoflop.device import pick_device
 from isoflop.distributed import World, launch, stop_signals
 from isoflop.fit import report
+from isoflop.options import option
 from isoflop.sweep import ablation, grid, power, results, workers
 from isoflop.sweep import api as api_
 from isoflop.sweep import dry_run as dry_run_
@@ -51,48 +52,48 @@ SMALL_FLOPS = 1e11  # below it a CPU is done before its workers would have start
 class SweepConfig:
     """The grid, its limits, and where its results go."""
 
-    flop_budgets: tuple[float, ...] = opt(DEFAULT_BUDGETS, "budgets, each C = 6ND")
-    n_embds: tuple[int, ...] | None = opt(
+    flop_budgets: tuple[float, ...] = option(DEFAULT_BUDGETS, "budgets, each C = 6ND")
+    n_embds: tuple[int, ...] | None = option(
         None, "widths, paired with --n_layers (default: --sizes of them around a guess of N*)"
     )
-    n_layers: tuple[int, ...] | None = opt(
+    n_layers: tuple[int, ...] | None = option(
         None, "depths, paired with --n_embds (default: as deep as the default sizes of that width)"
     )
-    n_heads: tuple[int, ...] | None = opt(None, "heads, paired with --n_embds (default: as in train.py)")
-    depths: tuple[int, ...] | None = opt(None, "sizes of the one-knob family instead: N layers, width 64 N")
-    sizes: int = opt(7, "sizes per budget, where none are given")
-    recentre: bool | None = opt(
+    n_heads: tuple[int, ...] | None = option(None, "heads, paired with --n_embds (default: as in train.py)")
+    depths: tuple[int, ...] | None = option(None, "sizes of the one-knob family instead: N layers, width 64 N")
+    sizes: int = option(7, "sizes per budget, where none are given")
+    recentre: bool | None = option(
         None, "centre each budget's sizes on the fit of those below (default: where --flop_budgets is given alone)"
     )
-    seeds: tuple[int, ...] | None = opt(None, "seeds to run each cell with; their spread weighs the fit")
-    seeds_on: str = opt("all", "cells that get more than the first seed", choices=("all", "middle"))
-    lrs: tuple[float, ...] | None = opt(None, "peak rates to try at the smallest and largest size of each budget")
-    tune_lr: bool = opt(False, "the same with half to twice the rule's rate; sizes between get a rate between")
-    reuse_trunk: bool = opt(False, "with --schedule wsd: budgets of one size branch off its largest budget's run")
-    total_flops: float | None = opt(None, "stop before the cell that takes all FLOPs ever spent in --out_dir past this")
-    max_hours: float | None = opt(None, "the same for hours, summed over runs")
-    parallel: str | None = opt(
+    seeds: tuple[int, ...] | None = option(None, "seeds to run each cell with; their spread weighs the fit")
+    seeds_on: str = option("all", "cells that get more than the first seed", choices=("all", "middle"))
+    lrs: tuple[float, ...] | None = option(None, "peak rates to try at the smallest and largest size of each budget")
+    tune_lr: bool = option(False, "the same with half to twice the rule's rate; sizes between get a rate between")
+    reuse_trunk: bool = option(False, "with --schedule wsd: budgets of one size branch off its largest budget's run")
+    total_flops: float | None = option(None, "stop before all FLOPs ever spent in --out_dir exceed this")
+    max_hours: float | None = option(None, "the same for hours, summed over runs")
+    parallel: str | None = option(
         None, "runs: a cell per process; data: each cell on all (default: data under torchrun, runs on several cores)",
         choices=("runs", "data"),
     )  # fmt: skip
-    workers: int | None = opt(None, "processes of --parallel runs without torchrun (default: one per core, or GPU)")
-    study: str | None = opt(
+    workers: int | None = option(None, "processes of --parallel runs without torchrun (default: one per core, or GPU)")
+    study: str | None = option(
         None, "the grid once more for each of a list of common mistakes, and what it does to a (study.py)",
         choices=("porian",),
     )  # fmt: skip
-    other_vocab: str | None = opt(None, "token folder of the same text in another vocabulary, for --study")
-    simulate: str | None = opt(None, "draw losses from a law instead: a name, or E=..,A=..,B=..,alpha=..,beta=..")
-    noise: float = opt(0.005, "standard deviation of ln L from run to run, of --simulate and --dry_run")
-    api: str | None = opt(None, "ask a training service at this address instead")
-    api_key_file: str | None = opt(None, "file with its key (default: ISOFLOP_API_KEY in the environment)")
-    vocab_size: int = opt(512, "vocabulary of --simulate and --api where --data_dir is not given")
-    predict_flops: tuple[float, ...] | None = opt(None, "predict N* at these budgets (default: 10x the largest)")
-    out_dir: str = opt("sweep_results", "runs.csv, the fit and its pictures, and a folder per cell")
-    dry_run: bool = opt(False, "print the cells, their cost and what their law would be worth, and stop")
-    mfu: float | None = opt(None, "take --dry_run's times from this share of the device's peak, instead of measuring")
-    law: str | None = opt(None, "law that --dry_run tries the grid with (default: this out_dir's own, or hoffmann)")
-    price_per_hour: float | None = opt(None, "price of an hour of one process (a GPU, or a core), for --dry_run")
-    retry: bool = opt(False, "run just the cells that have no result, with the flags as they now are")
+    other_vocab: str | None = option(None, "token folder of the same text in another vocabulary, for --study")
+    simulate: str | None = option(None, "draw losses from a law instead: a name, or E=..,A=..,B=..,alpha=..,beta=..")
+    noise: float = option(0.005, "standard deviation of ln L from run to run, of --simulate and --dry_run")
+    api: str | None = option(None, "ask a training service at this address instead")
+    api_key_file: str | None = option(None, "file with its key (default: ISOFLOP_API_KEY in the environment)")
+    vocab_size: int = option(512, "vocabulary of --simulate and --api where --data_dir is not given")
+    predict_flops: tuple[float, ...] | None = option(None, "predict N* at these budgets (default: 10x the largest)")
+    out_dir: str = option("sweep_results", "runs.csv, the fit and its pictures, and a folder per cell")
+    dry_run: bool = option(False, "print the cells, their cost and what their law would be worth, and stop")
+    mfu: float | None = option(None, "--dry_run: time from this share of peak, not measured")
+    law: str | None = option(None, "law that --dry_run tries the grid with (default: this out_dir's own, or hoffmann)")
+    price_per_hour: float | None = option(None, "price of an hour of one process (a GPU, or a core), for --dry_run")
+    retry: bool = option(False, "run just the cells that have no result, with the flags as they now are")
 
     def __post_init__(self):
         problems = []

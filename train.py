@@ -222,7 +222,8 @@ def train(
         val = evaluate(model, tokens, spelled, val_rows, world, autocast)
         if not math.isfinite(val["val_loss"]):
             status, val = "diverged", dict.fromkeys(val)
-    peak = gpus.peak_flops(gpu)
+    known_gpu = gpus.find(gpu)
+    peak = known_gpu.peak if known_gpu else None
     D = done * plan.tokens_per_step  # a run that failed is charged with the steps that it ran
     epochs = D / (loader.n_windows * mc.block_size if tc.pack == "bos" else len(tokens.train) - 1)
     tokens_per_s = round(timer.tokens_per_s, 1)

@@ -1,77 +1,293 @@
-"""Command-line flags from dataclass fields: one line for a mistake, exit status 2."""
+"""Flags from dataclass fields (options.py), grouped help, and one line for a mistake.
+
+    def run(parser, args):
+        config = parser.read(SampleConfig, args)
+        print(...)
+        return 0
+
+    def main(argv=None):
+        return run_main(Parser("sample.py", __doc__, SampleConfig), run, argv, "what was printed is all there is")
+
+A dataclass that is made of more flags than its fields (ModelConfig: --preset, --depth) has two class methods:
+
+    @classmethod
+    def add_flags(cls, parser):
+        parser.flag("preset", "str | None", None, "architecture and sizes", choices=tuple(PRESETS))
+
+    @classmethod
+    def from_flags(cls, args, **given):  # what parser.read() calls in place of cls(**given)
+        return configure(args.preset, **given)
+"""
 
 import argparse
-import functools
 import os
 import re
-from dataclasses import fields
+import sys
 
-from isoflop.config import PRESETS, ModelConfig, configure
-from isoflop.train.plan import TrainConfig
+from isoflop.options import (
+    UserError,
+    check,
+    default_text,
+    explain,
+    integer,
+    is_many,
+    option,
+    options_of,
+    parse_value,
+    real,
+    type_of,
+)
 
-# ----- configurations as flags: shared by plan.py, train.py and sweep.py -----
+__all__ = ["Parser", "UserError", "check", "explain", "integer", "option", "real", "run_main"]
 
-
-def number(text: str) -> int:
-    """An integer, which may be written 5e3."""
-    value = float(text)
-    if not value.is_integer():
-        raise ValueError(text)
-    return int(value)
+NEGATIVE = re.compile(r"-(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?$|-(inf|nan)$", re.I)  # -1e12 is a value, not a flag
+METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one line for a mistake, and no abbreviations: --n_embd must not pass for --n_embds."""
+    """argparse for dataclasses made of option(). No abbreviations; hyphens are underscores (--n-layer is --n_layer).
 
-    def __init__(self, prog: str, doc: str, *configs, skip=()):
-        super().__init__(
-            prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-        )
-        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.I)  # -1e12 is no flag either
+    The namespace holds the flags that were typed and no others: defaults stay in the dataclasses. Of flag()s it holds
+    the default, too.
+
+    Parameters
+    ----------
+    prog : name of the script.
+    doc : its docstring, shown above the flags.
+    configs : dataclasses; where two have a field of one name, the first one's is the flag.
+    skip : names of fields that are no flags here.
+    usage : what follows the name in the usage line.
+    """
+
+    def __init__(self, prog: str, doc: str, *configs, skip=(), usage: str = "[flags]"):
+        super().__init__(prog, usage=f"{prog} {usage}", description=doc, formatter_class=_Formatter, allow_abbrev=False)
+        self._negative_number_matcher = NEGATIVE
+        self._groups = {}  # title -> argument group
+        self.rare = {}  # key of --model -> field
         taken = set(skip)
         for config in configs:
-            for f in fields(config):
-                if f.name not in taken and f.metadata.get("flag", True):
-                    taken.add(f.name)
-                    self._add(f)
-        if ModelConfig in configs:
-            known = ", ".join(PRESETS)
-            self.add_argument("--preset", metavar="NAME", help=f"architecture and sizes; flags go on top: {known}")
-            self.add_argument(
-                "--depth", type=number, metavar="N", help="one knob: N layers, width 64 N, --hparams depth"
+            title = None
+            for f in options_of(config):
+                title = f.metadata["group"] or title
+                if f.name in taken or not f.metadata["flag"]:
+                    continue
+                taken.add(f.name)
+                if f.metadata["rare"]:
+                    self._add_key(f, title)
+                self._add_flag(f, title, argparse.SUPPRESS)
+            if hasattr(config, "add_flags"):
+                config.add_flags(self)
+
+    def flag(self, name: str, kind, default, help: str, **metadata):
+        """Add a flag that is no field of a dataclass; `kind` is a type or an annotation, the rest is option()'s.
+
+        parser.flag("json", bool, False, "print the record as the last line", group="logging")
+        """
+        f = option(default, help, **metadata)
+        f.name, f.type = name, kind
+        self._add_flag(f, f.metadata["group"], default)
+
+    def _group(self, title: str | None):
+        """The group of help with this title; without one, the group of --help itself."""
+        if title is None:
+            return self
+        if title not in self._groups:
+            self._groups[title] = self.add_argument_group(title)
+        return self._groups[title]
+
+    def _add_flag(self, f, title, default):
+        m, kind = f.metadata, type_of(f)
+        words = {"dest": f.name, "default": default, "help": _help(f).replace("%", "%%")}
+        if kind is bool:
+            words |= {"action": _Switch, "nargs": 0}
+        else:
+            name = "NAME" if m["choices"] else METAVARS[kind]
+            words |= {"type": _reader(f), "metavar": m["metavar"] or name}
+            if m["repeat"]:
+                words["action"] = "append"
+            elif is_many(f):
+                words["nargs"] = "+"
+            elif m["const"] is not None:
+                words |= {"nargs": "?", "const": m["const"]}
+        if m["hidden"] or m["rare"]:
+            words["help"] = argparse.SUPPRESS
+        group = self._group(title)
+        for name in (f.name, *m["aliases"]):
+            spellings = [f"--{name}"]
+            if kind is bool:
+                spellings.append(f"--no-{name}")
+            group.add_argument(*spellings, **words)
+            words["help"] = argparse.SUPPRESS  # of the aliases
+
+    def _add_key(self, f, title):
+        """A rare field as a key of --model."""
+        self.rare[f.name] = f
+        if "--model" not in self._option_string_actions:
+            text = "rare fields, as norm_eps=1e-5; --model help lists them"
+            self._group(title).add_argument(
+                "--model", nargs="+", metavar="KEY=VALUE", action=_Keys, default=argparse.SUPPRESS, help=text
             )
 
-    def _add(self, f):
-        """The flag of a field. Only flags that were typed appear in the namespace: defaults stay in the dataclass."""
-        options = {"help": f.metadata["help"], "default": argparse.SUPPRESS}
-        if "bool" in str(f.type):
-            options["action"] = argparse.BooleanOptionalAction
-        else:
-            kind = next(k for name, k in (("int", number), ("float", float), ("str", str)) if name in str(f.type))
-            options |= {"type": kind, "choices": f.metadata.get("choices")}
-            options |= {"nargs": "+"} if "tuple" in str(f.type) else {}
-            options |= {"nargs": "?", "const": f.metadata["const"]} if "const" in f.metadata else {}
-            options |= {} if options["choices"] else {"metavar": {number: "N", float: "X", str: "TEXT"}[kind]}
-            if f.default is not None:
-                default = " ".join(f"{x:g}" for x in f.default) if isinstance(f.default, tuple) else f.default
-                options["help"] += f" (default: {default})"
-        self.add_argument(f"--{f.name}", **options)
+    def flags(self) -> list[str]:
+        """Every flag that --help shows, as typed."""
+        shown = [action for action in self._actions if action.help is not argparse.SUPPRESS]
+        return [name for action in shown for name in action.option_strings if name.startswith("--")]
 
-    def error(self, message: str):
-        self.fail(f"{message}; --help lists the flags")
+    # ----- reading -----
 
-    def fail(self, problem):
-        """One line and exit status 2, from one of the processes."""
-        alone = os.environ.get("RANK", "0") == "0"
-        self.exit(2, f"{self.prog}: error: {' '.join(str(problem).split())}\n" if alone else None)
+    def parse_args(self, args=None, namespace=None):
+        """The namespace of the typed flags; one line and exit status 2 for a flag that is unknown or malformed."""
+        if args is None:
+            args = sys.argv[1:]
+        found, unknown = self.parse_known_args(self._with_underscores(list(args)), namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._suggestion(unknown)}")
+        return found
+
+    def _with_underscores(self, words: list[str]) -> list[str]:
+        """The words, with flags spelled as they were defined: --n-layer=4 becomes --n_layer=4."""
+        known = {name.replace("-", "_"): name for name in self._option_string_actions if name.startswith("--")}
+        out = []
+        for i, word in enumerate(words):
+            if word == "--":
+                return out + words[i:]
+            if word.startswith("--"):
+                name, sign, value = word.partition("=")
+                word = known.get(name.replace("-", "_"), name) + sign + value
+            out.append(word)
+        return out
+
+    def _suggestion(self, unknown: list[str]) -> str:
+        """The known flag that is nearest to the first unknown one; empty where none is near."""
+        import difflib
+
+        known = {name.replace("-", "_"): name for name in self.flags()}
+        for word in unknown:
+            if word.startswith("--"):
+                near = difflib.get_close_matches(word.partition("=")[0].replace("-", "_"), known, 1)
+                return f"; the nearest is {known[near[0]]}" if near else ""
+        return ""
 
     def read(self, config, args: argparse.Namespace, **more):
-        """The configuration that the typed flags (and `more`) make."""
-        given = {f.name: getattr(args, f.name) for f in fields(config) if hasattr(args, f.name)}
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-        make = config
-        if config is ModelConfig:
-            make = functools.partial(configure, getattr(args, "preset", None), getattr(args, "depth", None))
-        elif config is TrainConfig and getattr(args, "depth", None) is not None:
-            given = {"hparams": "depth"} | given
-        return make(**{**more, **given})
+        """The configuration that the typed flags make; `more` gives fields that no flag was typed for.
+
+        Raises what the configuration raises, UserError as a rule: the caller is within run_main().
+        """
+        given = {}
+        for f in options_of(config):
+            if hasattr(args, f.name):
+                value = getattr(args, f.name)
+                if isinstance(value, list):
+                    single = len(value) == 1 and re.search(r"\bstr \|", str(f.type))  # str | tuple[str, ...]
+                    value = value[0] if single else tuple(value)
+                given[f.name] = value
+        make = getattr(config, "from_flags", None)
+        if make is None:
+            return config(**{**more, **given})
+        return make(args, **{**more, **given})
+
+    # ----- failing -----
+
+    def error(self, message: str):
+        """For argparse's own complaints: "argument --x: expected one argument" loses its first word."""
+        self.fail(re.sub(r"^argument (\S+?)(/\S+)?: ", r"\1 ", message) + "; --help lists the flags")
+
+    def fail(self, problem):
+        """One line and exit status 2; of several processes only rank 0 speaks."""
+        self.stop(2, f"{self.prog}: error: {' '.join(explain(problem).split())}\n")
+
+    def stop(self, status: int, message: str):
+        """Exit; of several processes only rank 0 speaks."""
+        if os.environ.get("RANK", "0") != "0":
+            message = None
+        self.exit(status, message)
+
+
+def run_main(parser: Parser, function, argv=None, interrupted="nothing more was written") -> int:
+    """Parse argv (sys.argv), call function(parser, args) and return the exit status: its own, or 0 for None.
+
+    A UserError or other ValueError, an OSError and a missing package become one line and status 2; Ctrl-C says
+    `interrupted` (a text, or a function that returns one) with status 130; a closed pipe (`| head`) is a quiet 1.
+    """
+    args = parser.parse_args(argv)
+    try:
+        status = function(parser, args)
+        sys.stdout.flush()  # here, where a closed pipe is caught
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+        return 1
+    except KeyboardInterrupt:
+        text = interrupted() if callable(interrupted) else interrupted
+        parser.stop(130, f"{parser.prog}: interrupted; {text}\n")
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        if isinstance(error, ModuleNotFoundError) and (error.name or "isoflop").partition(".")[0] == "isoflop":
+            raise
+        parser.fail(error)
+    return status or 0
+
+
+# ----- argparse's parts -----
+
+
+def _reader(f):
+    """The function that reads one word of a flag; argparse puts the flag's name before its complaint."""
+
+    def read(text):
+        try:
+            return parse_value(f, text)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+def _help(f) -> str:
+    """The field's help, its choices where it does not name them, and its default."""
+    m = f.metadata
+    text = m["help"]
+    if m["choices"] and not all(str(choice) in text for choice in m["choices"]):
+        text += ": " + ", ".join(map(str, m["choices"]))
+    if default_text(f) and "(default" not in text and f.default is not False:
+        text += f" (default: {default_text(f)})"
+    return text
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help of 80 columns."""
+
+    def __init__(self, prog, **more):
+        super().__init__(prog, **{**more, "max_help_position": 26, "width": 80})
+
+    def _format_action_invocation(self, action):
+        if isinstance(action, _Switch):
+            return " / ".join(action.option_strings)
+        return super()._format_action_invocation(action)
+
+
+class _Switch(argparse.Action):
+    """--x / --no-x."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, not option_string.startswith("--no-"))
+
+
+class _Keys(argparse.Action):
+    """--model key=value ..., for the rare fields; `--model help` lists them."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if values == ["help"]:
+            for f in parser.rare.values():
+                print(f"{f.name:<16}{_help(f)}")
+            parser.exit()
+        for word in values:
+            key, sign, text = word.partition("=")
+            key = key.replace("-", "_")
+            if not sign or key not in parser.rare:
+                known = ", ".join(parser.rare)
+                own = f"it is a flag of its own, --{key}; " if f"--{key}" in parser.flags() else ""
+                raise argparse.ArgumentError(self, f"{word} must be KEY=VALUE; {own}keys: {known}")
+            try:
+                value = parse_value(parser.rare[key], text, may_be_none=True)
+            except UserError as error:
+                raise argparse.ArgumentError(self, f"{key}={error}") from None
+            setattr(namespace, key, value)

@@ -5,69 +5,67 @@ family with one knob. Any field may be given on top of either. model.py builds w
 """
 
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 
-
-def opt(default, help, **metadata):
-    """A dataclass field that is also a flag: its default is written once, here, beside its help text."""
-    return field(default=default, metadata={"help": help, **metadata})
+from isoflop.options import UserError, check, option
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What is built. Everything below is a function of these numbers alone."""
+    """The model that is built. Counts, FLOPs and memory are functions of these numbers alone."""
 
-    n_layer: int = opt(2, "transformer blocks")
-    n_embd: int = opt(64, "width of the residual stream")
-    n_head: int | None = opt(None, "attention heads (default: the fewest whose size is at most --head_size)")
-    block_size: int = opt(128, "context length in tokens")
-    vocab_size: int = opt(50257, "rows of the embedding and of the head; train.py takes it from the data", flag=False)
-    rope_theta: float = opt(10000.0, "base of the rotary frequencies")
-    head_size: int | None = opt(None, "size of an attention head where --n_head is not given (default: at most 64)")
-    n_kv_head: int | None = opt(None, "key and value heads, shared by groups of query heads (default: --n_head)")
-    n_ffn: int | None = opt(None, "width of the MLP (default: --ffn_mult x --n_embd, up to a multiple of 8)")
-    ffn_mult: float = opt(4.0, "width of the MLP over --n_embd")
-    activation: str = opt(
-        "relu2", "of the MLP; gelu is exact, swiglu has a gate", choices=("relu2", "gelu", "gelu_tanh", "swiglu")
+    n_layer: int = option(2, "transformer blocks", group="model", above=0)
+    n_embd: int = option(64, "width of the residual stream", above=0)
+    n_head: int | None = option(None, "attention heads (default: as few of --head_size as fit)", above=0)
+    block_size: int = option(128, "context length in tokens", above=0)
+    vocab_size: int = option(50257, "rows of the embedding; train.py takes it from the data", above=0, flag=False)
+    rope_theta: float = option(10000.0, "base of the rotary frequencies", above=0, rare=True)
+    head_size: int | None = option(None, "size of a head without --n_head (default: at most 64)", above=0, rare=True)
+    n_kv_head: int | None = option(None, "key and value heads, shared (default: n_head)", above=0, rare=True)
+    n_ffn: int | None = option(None, "width of the MLP (default: ffn_mult x n_embd)", above=0, rare=True)
+    ffn_mult: float = option(4.0, "width of the MLP over n_embd, up to a multiple of 8", above=0, rare=True)
+    activation: str = option(
+        "relu2", "of the MLP; swiglu has a gate", choices=("relu2", "gelu", "gelu_tanh", "swiglu"), rare=True
     )
-    norm: str = opt(
-        "rmsnorm", "normalisation before each block's halves and the head", choices=("rmsnorm", "layernorm")
-    )
-    norm_gain: bool = opt(False, "learned gains in the normalisations (and biases, with --bias)")
-    norm_eps: float = opt(1e-6, "added to the mean square, or the variance, before its root")
-    position: str = opt("rope", "rotary positions, or a learned table", choices=("rope", "learned"))
-    bias: bool = opt(False, "biases in the linear layers, and in LayerNorm")
-    qk_norm: bool = opt(True, "normalise queries and keys (RMS, no gain)")
-    tied: bool = opt(False, "one matrix for the embedding and the head")
-    logit_softcap: float | None = opt(None, "bend the logits to cap * tanh(logits / cap)")
-    init: str = opt(
+    norm: str = option("rmsnorm", "normalization of each half-block", choices=("rmsnorm", "layernorm"), rare=True)
+    norm_gain: bool = option(False, "learned gains (and biases, with bias) in the normalizations", rare=True)
+    norm_eps: float = option(1e-6, "added to the mean square before its root", above=0, rare=True)
+    position: str = option("rope", "rotary positions or a learned table", choices=("rope", "learned"), rare=True)
+    bias: bool = option(False, "biases in the linear layers, and in LayerNorm", rare=True)
+    qk_norm: bool = option(True, "RMS-normalize queries and keys, without gains", rare=True)
+    tied: bool = option(False, "one matrix for the embedding and the head", rare=True)
+    logit_softcap: float | None = option(None, "bend logits to cap * tanh(logits / cap)", above=0, rare=True)
+    init: str = option(
         "scaled",
-        "scaled: unit outputs at any width, rates by width; normal: GPT-2's N(0, 0.02), one rate for all",
+        "scaled: unit outputs at any width; normal: GPT-2's N(0, 0.02)",
         choices=("scaled", "normal"),
+        rare=True,
     )
+
+    @classmethod
+    def add_flags(cls, parser):
+        """--preset and --depth, which choose several fields at once."""
+        parser.flag("preset", "str | None", None, "architecture and sizes by name; model.py lists them", group="model")
+        parser.flag("depth", "int | None", None, "one knob: N layers, width 64 N, --hparams depth", group="model")
+
+    @classmethod
+    def from_flags(cls, args, **given):
+        """The configuration of typed flags: a preset or depth first, single fields on top."""
+        return configure(args.preset, args.depth, **given)
 
     def __post_init__(self):
-        problems = []
-        for f in fields(self):
-            value, kind = getattr(self, f.name), str(f.type)
-            if value is None and "None" in kind:
-                continue
-            if f.metadata.get("choices"):
-                if value not in f.metadata["choices"]:
-                    problems.append(f"--{f.name} {value} must be one of {', '.join(f.metadata['choices'])}")
-            elif "bool" in kind:
-                if not isinstance(value, bool):
-                    problems.append(f"--{f.name} {value} must be true or false")
-            elif value is None or isinstance(value, str) or not 0 < value < math.inf:
-                problems.append(f"--{f.name} {value} must be a positive number")
-            elif "int" in kind and value != int(value):
-                problems.append(f"--{f.name} {value} must be a whole number")
-        if problems:
-            raise ValueError("; ".join(problems))
+        check(self)
+        self._fill_in_heads()
+        if self.n_ffn is None:
+            object.__setattr__(self, "n_ffn", -(-round(self.ffn_mult * self.n_embd, 6) // 8) * 8)
+        object.__setattr__(self, "n_ffn", int(self.n_ffn))
+
+    def _fill_in_heads(self):
+        """n_head, head_size and n_kv_head where they are not given; UserError where they don't fit each other."""
         if self.n_head is None:
             object.__setattr__(self, "n_head", _default_heads(self.n_embd, self.head_size or 64))
         elif self.head_size and self.n_head * self.head_size != self.n_embd:
-            raise ValueError(
+            raise UserError(
                 f"--n_head {self.n_head} x --head_size {self.head_size} is not --n_embd {self.n_embd}; leave one out"
             )
         if self.n_embd % self.n_head or (self.position == "rope" and (self.n_embd // self.n_head) % 2):
@@ -75,7 +73,7 @@ class ModelConfig:
             below = self.n_embd - self.n_embd % step
             near = " or ".join(str(w) for w in (below, below + step) if w > 0)
             even = " of even size (rotary positions turn pairs)" if self.position == "rope" else ""
-            raise ValueError(
+            raise UserError(
                 f"--n_embd {self.n_embd} is not divisible by --n_head {self.n_head} into heads{even}; "
                 f"try --n_embd {near}"
             )
@@ -84,10 +82,7 @@ class ModelConfig:
             object.__setattr__(self, "n_kv_head", self.n_head)
         if self.n_head % self.n_kv_head:
             near = ", ".join(str(k) for k in range(1, self.n_head + 1) if self.n_head % k == 0)
-            raise ValueError(f"--n_kv_head {self.n_kv_head} does not divide --n_head {self.n_head}; try one of {near}")
-        if self.n_ffn is None:
-            object.__setattr__(self, "n_ffn", -(-round(self.ffn_mult * self.n_embd, 6) // 8) * 8)
-        object.__setattr__(self, "n_ffn", int(self.n_ffn))
+            raise UserError(f"--n_kv_head {self.n_kv_head} does not divide --n_head {self.n_head}; try one of {near}")
 
     def identity(self) -> dict:
         """What tells this model from another in a run_id: sizes, and what differs from the default architecture."""
@@ -147,9 +142,9 @@ def configure(preset: str | None = None, depth: int | None = None, **given) -> M
     the width; its key heads, as far as they divide the heads; its ratio of MLP to width.
     """
     if preset is not None and preset not in PRESETS:
-        raise ValueError(f"--preset {preset} is unknown; known: {', '.join(PRESETS)}")
+        raise UserError(f"--preset {preset} is unknown; known: {', '.join(PRESETS)}")
     if depth is not None and depth < 1:
-        raise ValueError(f"--depth {depth} must be a positive number")
+        raise UserError(f"--depth {depth} must be a positive number")
     row = dict(PRESETS[preset or "default"])
     if depth is not None:
         row |= from_depth(depth)
@@ -160,7 +155,7 @@ def configure(preset: str | None = None, depth: int | None = None, **given) -> M
     if shared and given.get("n_kv_head") is None:
         cfg = replace(cfg, n_kv_head=math.gcd(shared, cfg.n_head))
     if given.get("head_size") not in (None, cfg.head_size):
-        raise ValueError(
+        raise UserError(
             f"--n_embd {cfg.n_embd} is not divisible into heads of --head_size {given['head_size']}; "
             f"the next smaller size is {cfg.head_size}"
         )

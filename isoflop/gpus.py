@@ -1,19 +1,14 @@
-"""GPUs by name: peak bf16 FLOP/s, memory, price per hour."""
+"""What GPUs can do and cost, by name: dense bf16 peak, memory, a first idea of the price. One table.
 
+gpu = find(torch.cuda.get_device_name())  # "NVIDIA A100-SXM4-80GB" -> GPU, or None: no guess for a card unknown
+gpu = named("h100-pcie")  # what a user typed; UserError lists the known names
+mfu = flops_per_s / gpu.peak
+"""
+
+import re
 from dataclasses import dataclass
 
-# Dense bf16 peak in FLOP/s, from NVIDIA's data sheets; a GPU that is not here gets no MFU rather than a guess.
-PEAK_FLOPS = {
-    "A100": 312e12, "A10G": 70e12, "A40": 149.7e12, "A6000": 154.8e12, "B200": 2250e12, "H100 PCIe": 756e12,
-    "H100": 989e12, "H200": 989e12, "L40S": 362e12, "L4": 121e12, "RTX 3090": 71e12, "RTX 4090": 165.2e12,
-}  # fmt: skip
-
-
-def peak_flops(name: str) -> float | None:
-    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
-
-
-# ----- devices -----
+from isoflop.options import UserError
 
 
 @dataclass(frozen=True)
@@ -47,9 +42,34 @@ GPUS = {
     "rtx4090": GPU(165.2e12, 24e9),
 }
 
+# Words in a device's name that make it another card than the one it is named after, or a slice of it.
+OTHER_CARDS = {"ti", "super", "d", "laptop", "max", "mobile", "nvl", "mig", "ada"}
 
-def find_gpu(name: str) -> GPU:
-    """The row of `name`; ValueError names the known ones."""
-    if name.lower() not in GPUS:
-        raise ValueError(f"--gpu {name} is unknown; known: {', '.join(GPUS)}, or give --peak_flops in FLOP/s")
-    return GPUS[name.lower()]
+
+def _words(name: str) -> set[str]:
+    """The words of a name, in small letters: "NVIDIA GeForce RTX 4090" -> nvidia, geforce, rtx4090."""
+    joined = re.sub(r"\brtx[ -]?(?=\d)", "rtx", name.lower())
+    return set(re.findall(r"[a-z0-9]+", joined))
+
+
+def find(name: str) -> GPU | None:
+    """The row of a name as torch.cuda.get_device_name() or a user spells it; None for a card that is not in GPUS.
+
+    A row fits if the name has all of its words, and of several rows the one with the most words: "H100 PCIe" is not
+    the h100. Whole words, so that an A4000 is no A40 and an L40 no L4.
+    """
+    words = _words(name)
+    if words & OTHER_CARDS:
+        return None
+    fitting = [key for key in GPUS if _words(key) <= words]
+    if not fitting:
+        return None
+    return GPUS[max(fitting, key=lambda key: len(_words(key)))]
+
+
+def named(name: str, flag: str = "--gpu") -> GPU:
+    """The row of a name that a user typed; UserError lists the known ones."""
+    gpu = find(name)
+    if gpu is None:
+        raise UserError(f"{flag} {name} is unknown; known: {', '.join(GPUS)}, or give --peak_flops in FLOP/s")
+    return gpu

@@ -91,7 +91,7 @@ def test_warnings_name_the_flag():
         ({"max_iters": 5, "batch_size": 4, "total_batch_size": 512}, "exclude each other"),
         ({"max_iters": 5, "warmup_frac": 1.5}, "--warmup_frac 1.5"),
         ({"max_iters": 5, "schedule": "step"}, "--schedule step must be one of cosine, linear, wsd, constant"),
-        ({"max_iters": 5, "lr": -1.0}, "--lr -1.0"),
+        ({"max_iters": 5, "lr": -1.0}, "--lr -1"),
     ],
 )
 def test_requests_refused(flags, words):

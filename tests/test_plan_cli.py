@@ -326,7 +326,7 @@ def test_nothing_heavy_is_imported(argv):
         ("--preset gpt2 --tokens 1e9 --gpu h300", "--gpu h300 is unknown; known: a100-40gb"),
         ("--flop_budget -1e20", "--flop_budget -1e+20 must be a positive finite number"),
         ("--flop_budget nan", "--flop_budget nan must be a positive"),
-        ("--n_layer 2 --n_embd 64 --flop_budget -1", "--flop_budget -1.0 must be a positive"),
+        ("--n_layer 2 --n_embd 64 --flop_budget -1", "--flop_budget -1 must be a positive"),
         ("--n_layer 2 --n_embd 64 --tokens -5", "--tokens -5 must be a positive"),
         ("--n_layer 2 --n_embd 64 --tokens 1e8 --max_iters 5", "exactly one of --tokens"),
         ("", "exactly one of --tokens"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from isoflop import laws
 from isoflop.config import ModelConfig
 from isoflop.flops import count_params, flops_per_token, flops_per_token_exact, param_table
-from isoflop.gpus import find_gpu
+from isoflop.gpus import named
 from isoflop.optim import hparams
 from isoflop.plan.memory import memory as memory_of
 
@@ -302,7 +302,7 @@ def speed(gpu: str | None, n_gpus: int, mfu: float | None, peak_flops: float | N
         return read_speed(Path(measured), n_gpus)
     if gpu is None and peak_flops is None:
         return None
-    peak = peak_flops or find_gpu(gpu).peak
+    peak = peak_flops or named(gpu).peak
     if mfu is not None and not 0 < mfu <= 1:
         raise ValueError(f"--mfu {mfu:g} must be above 0 and at most 1, as 0.4")
     share = mfu or ASSUMED_MFU

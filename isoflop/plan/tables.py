@@ -6,7 +6,7 @@ First what each answer of advise.py shows, as sections; then sections as text. A
 
 import textwrap
 
-from isoflop.display import human_time
+from isoflop.display import seconds
 
 WIDTH = 100
 
@@ -31,7 +31,7 @@ def money(x) -> str:
 
 
 def time(x) -> str:
-    return "-" if x is None else human_time(x)
+    return "-" if x is None else seconds(x)
 
 
 # ----- what each answer shows -----

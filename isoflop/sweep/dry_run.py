@@ -134,11 +134,11 @@ def estimates(
     process's peak, so sizes are measured from small to large.
     """
     if mfu is not None:
-        peak = gpus.peak_flops(devices.device_name(device))
-        if not peak:
+        gpu = gpus.find(devices.device_name(device))
+        if gpu is None:
             raise ValueError(f"--mfu {mfu:g} says nothing here: the peak of this device is not known; leave it out")
         val = [c.tc.val_tokens * c.plan.flops_per_token_exact / 3 for c in cells]
-        rate = mfu * peak * processes
+        rate = mfu * gpu.peak * processes
         return [Estimate(c.plan.flops_exact / rate, v / rate, None) for c, v in zip(cells, val, strict=True)]
     by_n = {}
     for c in sorted(cells, key=lambda c: (c.plan.n_params_matmul, c.plan.tokens_per_step)):

@@ -1,15 +1,16 @@
-"""One training run before it is one: what was asked, what will happen, and both as flags.
+"""TrainConfig (requested) and RunPlan (derived from it): plain arithmetic, no torch.
 
-resolve() is plain arithmetic on two configurations: budget -> steps, batch, learning rate, tokens. train.py runs the
-very RunPlan that plan.py shows, and sweep.py --dry_run lists it for every cell: a plan and a run can't disagree.
+resolve() turns a budget into steps, batch, learning rate and tokens. train.py runs the very RunPlan that plan.py shows
+and sweep.py --dry_run lists, so that a plan and a run can't disagree.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from isoflop.config import ModelConfig, opt
+from isoflop.config import ModelConfig
 from isoflop.flops import count_params, flops_per_token, flops_per_token_exact
 from isoflop.optim import hparams as rules
+from isoflop.options import UserError, check, option
 
 FEW_STEPS = 100  # a plan with fewer draws a warning: warm-up and decay then decide the loss
 MANY_EPOCHS = 4  # up to here repeated text is worth about as much as new (Muennighoff et al. 2023, arXiv:2305.16264)
@@ -17,87 +18,75 @@ MANY_EPOCHS = 4  # up to here repeated text is worth about as much as new (Muenn
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What was asked for. Exactly one of flop_budget, max_iters and tokens_per_param says when the run ends."""
+    """The run that is requested. Exactly one of flop_budget, max_iters and tokens_per_param says when it ends."""
 
-    flop_budget: float | None = opt(None, "stop when 6 N D reaches this many FLOPs")
-    max_iters: int | None = opt(None, "stop after this many optimizer steps")
-    tokens_per_param: float | None = opt(None, "stop after this many tokens per matmul parameter (D/N)")
-    data_dir: str = opt("data/fineweb_gpt2", "token folder made by data.py")
-    pack: str = opt(
+    flop_budget: float | None = option(None, "stop when 6 N D reaches this many FLOPs", group="run", above=0)
+    max_iters: int | None = option(None, "stop after this many optimizer steps", above=0)
+    tokens_per_param: float | None = option(None, "stop at this many tokens per matmul parameter", above=0)
+    out_dir: str | None = option(None, "record, curve and weights (default: out/RUN_ID)")
+    overwrite: bool = option(False, "replace another run's record in --out_dir")
+    seed: int = option(0, "of the initial weights and the data order", min=0, below=2**63)
+    device: str = option("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))
+    dtype: str = option("auto", "compute type; weights stay float32", choices=("auto", "float32", "bfloat16"))
+    compile: bool = option(False, "torch.compile the model")
+
+    data_dir: str = option("data/fineweb_gpt2", "token folder made by data.py", group="data")
+    pack: str = option(
         "windows",
-        "rows of a batch: windows, each once an epoch; random: windows anywhere; bos: each begins with a document",
+        "rows: windows, each once an epoch; random windows; bos: begin with a document",
         choices=("windows", "random", "bos"),
     )
-    out_dir: str | None = opt(None, "where the record, the curve and the weights go (default: out/RUN_ID)")
-    overwrite: bool = opt(False, "replace another run's record in --out_dir")
-    hparams: str = opt(
-        "default", "rule for rate, batch, decay, beta2 and warm-up (rules.py)", choices=tuple(rules.RULES)
+    val_tokens: int = option(2**17, "length of the fixed validation range", above=0)
+
+    hparams: str = option(
+        "default", "rule for rate, batch, decay and warm-up", choices=tuple(rules.RULES), group="optimizer"
     )
-    batch_size: int | None = opt(None, "sequences per process and step (default: --hparams)")
-    total_batch_size: int | None = opt(None, "tokens per step over all processes; 1 or 8 then train the same model")
-    micro_batch_size: int | None = opt(None, "sequences per forward pass; a larger batch is accumulated")
-    optimizer: str = opt("adamw", "muon: for the hidden matrices, AdamW for the rest", choices=("adamw", "muon"))
-    muon_adjust: str = opt(
-        "match_rms_adamw",
-        "Muon's rate by shape: as large a step as AdamW's, or (original) one of unit spectral norm, for --lr like 0.02",
-        choices=("match_rms_adamw", "original"),
-    )
-    lr: float | None = opt(None, "peak learning rate of the matrices (default: --hparams)")
-    lr_scale: float = opt(1.0, "multiply the rule's rate by this: what --tune_lr found at two sizes, for all of them")
-    schedule: str = opt("cosine", "learning rate after warm-up", choices=("cosine", "linear", "wsd", "constant"))
-    schedule_steps: int | None = opt(None, "make the schedule for so many steps, and end before it does")
-    warmup_frac: float | None = opt(None, "share of the steps spent warming up (default: --hparams)")
-    warmup_steps: int | None = opt(None, "steps spent warming up, instead of --warmup_frac")
-    cooldown: str = opt("linear", "shape of wsd's end", choices=("linear", "1-sqrt"))
-    cooldown_frac: float = opt(0.2, "share of the steps spent cooling down (wsd)")
-    final_lr_frac: float = opt(0.1, "last learning rate over the peak")
-    weight_decay: float | None = opt(None, "decoupled decay of the matrices (default: --hparams)")
-    beta2: float | None = opt(None, "AdamW's second-moment decay (default: --hparams)")
-    grad_clip: float = opt(1.0, "largest gradient norm")
-    z_loss: float = opt(0.0, "weight of the squared log of the softmax's denominator, added to the loss")
-    ema: float = opt(0.0, "decay of a running mean of the weights, which is then what is evaluated and saved; 0: off")
-    zero1: bool = opt(False, "share the optimizer's state out over the processes (ZeRO-1)")
-    seed: int = opt(0, "seed of the initial weights and of the order of the data")
-    val_tokens: int = opt(2**17, "length of the fixed validation range, in tokens")
-    dtype: str = opt("auto", "compute type; weights stay float32", choices=("auto", "float32", "bfloat16"))
-    device: str = opt("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))
-    compile: bool = opt(False, "torch.compile the model")
-    log_every: int | None = opt(None, "steps between logged lines (default: twenty lines a run)")
-    sample_every: int | None = opt(None, "steps between samples of text, printed")
-    tracker: str | None = opt(None, "send the curve there too", choices=("tensorboard", "wandb", "mlflow"))
-    ckpt_every: int | None = opt(None, "steps between checkpoints in OUT_DIR/checkpoints; the last two stay")
-    resume: str | None = opt(
-        None, "go on from this checkpoint; alone, from the newest of --out_dir, or from the start if it has none",
-        const="auto",
-    )  # fmt: skip
+    batch_size: int | None = option(None, "sequences per process and step", above=0)
+    total_batch_size: int | None = option(None, "tokens per step over all processes", above=0)
+    micro_batch_size: int | None = option(None, "sequences per forward pass; accumulates the rest", above=0)
+    optimizer: str = option("adamw", "adamw, or muon for the hidden matrices", choices=("adamw", "muon"))
+    muon_adjust: str = option("match_rms_adamw", "scale of Muon's steps", choices=("match_rms_adamw", "original"))
+    lr: float | None = option(None, "peak rate of the matrices (default: --hparams)", above=0)
+    lr_scale: float = option(1.0, "factor on the rate of --hparams", above=0)
+    schedule: str = option("cosine", "rate after warm-up", choices=("cosine", "linear", "wsd", "constant"))
+    schedule_steps: int | None = option(None, "length of the schedule, if longer than the run", above=0)
+    warmup_frac: float | None = option(None, "share of steps of warm-up (default: --hparams)", min=0, below=1)
+    warmup_steps: int | None = option(None, "steps of warm-up, instead of --warmup_frac", min=0, below=2**63)
+    cooldown: str = option("linear", "shape of wsd's end", choices=("linear", "1-sqrt"))
+    cooldown_frac: float = option(0.2, "share of steps of wsd's cooldown", min=0, below=1)
+    final_lr_frac: float = option(0.1, "last rate over the peak", min=0, below=1)
+    weight_decay: float | None = option(None, "decoupled, of matrices (default: --hparams)", min=0, below=2**63)
+    beta2: float | None = option(None, "AdamW's second-moment decay (default: --hparams)", min=0, below=1)
+    grad_clip: float = option(1.0, "largest gradient norm", above=0)
+    z_loss: float = option(0.0, "weight of log(Z)^2 in the loss", min=0, below=2**63)
+    ema: float = option(0.0, "decay of a mean of the weights to evaluate; 0: off", min=0, below=1)
+    zero1: bool = option(False, "shard the optimizer's state over processes (ZeRO-1)")
+
+    ckpt_every: int | None = option(None, "steps between checkpoints; the last two stay", group="checkpoint", above=0)
+    resume: str | None = option(None, "resume from this checkpoint, or the newest of --out_dir", const="auto")
+
+    log_every: int | None = option(None, "steps between log lines (default: 20 lines)", group="logging", above=0)
+    sample_every: int | None = option(None, "steps between printed samples of text", above=0)
+    tracker: str | None = option(None, "send the curve there too", choices=("tensorboard", "wandb", "mlflow"))
+
+    @classmethod
+    def from_flags(cls, args, **given):
+        """The configuration of typed flags; --depth brings its own rule for the rates."""
+        if getattr(args, "depth", None) is not None:
+            given = {"hparams": "depth"} | given
+        return cls(**given)
 
     def __post_init__(self):
-        problems = []
+        more = []
         if sum(x is not None for x in (self.flop_budget, self.max_iters, self.tokens_per_param)) != 1:
-            problems.append("give exactly one of --flop_budget, --max_iters, --tokens_per_param, as --flop_budget 1e12")
+            more.append("give exactly one of --flop_budget, --max_iters, --tokens_per_param, as --flop_budget 1e12")
         if self.batch_size is not None and self.total_batch_size is not None:
-            problems.append("--batch_size (per process) and --total_batch_size (over all) exclude each other")
+            more.append("--batch_size (per process) and --total_batch_size (over all) exclude each other")
         if self.warmup_steps is not None and self.warmup_frac is not None:
-            problems.append("--warmup_steps and --warmup_frac exclude each other")
+            more.append("--warmup_steps and --warmup_frac exclude each other")
         if self.lr is not None and self.lr_scale != 1.0:
-            problems.append("--lr and --lr_scale exclude each other: the second multiplies a rule's rate")
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if value is None or isinstance(value, bool):
-                continue
-            if isinstance(value, str):
-                if f.metadata.get("choices") and value not in f.metadata["choices"]:
-                    problems.append(f"--{f.name} {value} must be one of {', '.join(f.metadata['choices'])}")
-            elif f.name in ("warmup_frac", "cooldown_frac", "final_lr_frac", "beta2", "ema"):
-                if not 0 <= value < 1:
-                    problems.append(f"--{f.name} {value} must be at least 0 and below 1")
-            elif f.name in ("weight_decay", "seed", "warmup_steps", "z_loss"):
-                if not 0 <= value < 2**63:
-                    problems.append(f"--{f.name} {value} must be at least 0 and below 2^63")
-            elif not 0 < value < math.inf:
-                problems.append(f"--{f.name} {value} must be a positive finite number")
-        if problems:
-            raise ValueError("; ".join(problems))
+            more.append("--lr and --lr_scale exclude each other: the second multiplies a rule's rate")
+        check(self, more)
 
 
 @dataclass(frozen=True)
@@ -208,7 +197,7 @@ def resolve(mc: ModelConfig, tc: TrainConfig, world_size: int = 1, train_tokens:
     if tc.total_batch_size is not None:
         if tc.total_batch_size % (T * world_size):
             near = max(1, round(tc.total_batch_size / (T * world_size))) * T * world_size
-            raise ValueError(
+            raise UserError(
                 f"--total_batch_size {tc.total_batch_size} is not a multiple of --block_size {T} x {world_size} "
                 f"processes; try {near}"
             )
@@ -222,14 +211,14 @@ def resolve(mc: ModelConfig, tc: TrainConfig, world_size: int = 1, train_tokens:
     tokens_per_step = batch_size * T * world_size
 
     if train_tokens is not None and tokens_per_step > train_tokens - 1:
-        raise ValueError(
+        raise UserError(
             f"--batch_size {batch_size} x --block_size {T} x {world_size} processes takes {tokens_per_step:,} tokens a "
             f"step, more than the {train_tokens:,} of the training text; lower it, or prepare more text with data.py"
         )
     steps = tc.max_iters or round(target / tokens_per_step)
     if steps < 1:
         flag = "flop_budget" if tc.flop_budget else "tokens_per_param"
-        raise ValueError(
+        raise UserError(
             f"--{flag} {getattr(tc, flag):g} buys {target:,.0f} tokens, less than half a step of {tokens_per_step:,}; "
             "raise it, or lower --batch_size or --block_size"
         )
@@ -242,9 +231,9 @@ def resolve(mc: ModelConfig, tc: TrainConfig, world_size: int = 1, train_tokens:
     typed_all = tc.lr is not None and (tc.batch_size or tc.total_batch_size) is not None
     warmup_frac = rule.warmup_frac if tc.warmup_frac is None else tc.warmup_frac
     if tc.warmup_steps is not None and tc.warmup_steps > steps:
-        raise ValueError(f"--warmup_steps {tc.warmup_steps} are more than the run's {steps}; lower them")
+        raise UserError(f"--warmup_steps {tc.warmup_steps} are more than the run's {steps}; lower them")
     if tc.schedule_steps is not None and tc.schedule_steps < steps:
-        raise ValueError(f"--schedule_steps {tc.schedule_steps} are fewer than the run's {steps}; raise them")
+        raise UserError(f"--schedule_steps {tc.schedule_steps} are fewer than the run's {steps}; raise them")
     return RunPlan(
         n_params=counts["total"],
         n_params_non_embedding=counts["non_embedding"],

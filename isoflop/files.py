@@ -1,0 +1,183 @@
+"""Files that survive a kill and a power cut: written under another name, on the disk, then renamed; and folder locks.
+
+    write_json(folder / "run.json", record)
+    with atomic(folder / "figure.png", "wb") as f:
+        figure.savefig(f, format="png")
+    append_line(folder / "runs.csv", "a row")
+    with folder_lock("sweep_results", "sweep"):
+        ...
+
+A reader sees the old file or the whole new one. Nothing here knows what the files mean.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from isoflop.options import UserError
+
+MOST_JSON_BYTES = 2**28  # the largest tokenizer.json there is has some 40 MB
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP)  # what file systems say that can't sync a folder
+
+
+# ----- writing -----
+
+
+@contextlib.contextmanager
+def atomic(path, mode: str = "w") -> Iterator:
+    """A file to write to, "w" (UTF-8, line ends as written) or "wb", that takes path's place when the block is left.
+
+    It is written beside path under a hidden name, f.name, which serves writers that want a path. Where the block fails
+    that file is removed and path stays as it was. A file that was there passes on its permissions; a symbolic link
+    stays, and points to the new file.
+    """
+    path = Path(os.path.realpath(path))
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    try:
+        with open(part, mode, **text) as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        if path.exists():
+            part.chmod(path.stat().st_mode & 0o7777)
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+    fsync(path.parent)
+
+
+def write_text(path, text: str):
+    """Write a text file, all of it or nothing."""
+    with atomic(path) as f:
+        f.write(text)
+
+
+def write_json(path, value, indent: int | None = 2, **options):
+    """Write a JSON file, all of it or nothing; options are json.dumps's, as allow_nan=False."""
+    write_text(path, json.dumps(value, indent=indent, **options) + "\n")
+
+
+def append_line(path, text: str):
+    """Append a line, or several, in one write; they are on the disk when this returns, all of them or none.
+
+    A last line that a kill cut short gets its line end first, so that it does not spoil the new one.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(fd).st_size
+        torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+        raw = ("\n" * torn + text.removesuffix("\n") + "\n").encode()
+        try:
+            if os.write(fd, raw) < len(raw):
+                raise OSError(errno.ENOSPC, "no room for a line", str(path))
+            os.fsync(fd)
+        except OSError:
+            os.ftruncate(fd, size)
+            raise
+    finally:
+        os.close(fd)
+    if size == 0:
+        fsync(Path(path).parent)
+
+
+def fsync(path):
+    """Wait until a file, or the names in a folder, are on the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if not os.path.isdir(path) or error.errno not in NO_SYNC:
+            raise
+    finally:
+        os.close(fd)
+
+
+# ----- reading -----
+
+
+def sha256(path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while piece := f.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def read_json(path, most_bytes: int = MOST_JSON_BYTES):
+    """What a JSON file holds; OSError where it can't be read, UserError where it is no JSON or larger than most_bytes.
+
+    Both fit on a line.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; name a JSON file")
+    if size > most_bytes:
+        raise UserError(f"{path} has {size:,} bytes, more than the {most_bytes:,} that such a file may have")
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (RecursionError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not JSON ({reason})") from None
+
+
+# ----- folders -----
+
+
+def writable_folder(folder, flag: str = "--out_dir") -> Path:
+    """Make sure that a folder is there and can be written to, before anything is computed; UserError if not."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{flag} {folder} can't be written ({error.strerror}); name another folder") from None
+    return folder
+
+
+@contextlib.contextmanager
+def folder_lock(folder, what: str, flag: str = "--out_dir", shown=None, name: str = ".lock") -> Iterator[None]:
+    """Hold a folder for this process, as the one `what` ("sweep") that uses it; UserError where another does.
+
+    An operating-system lock: it ends with the process, however that ends. The file `name` in the folder stays, and
+    says who held it last. shown : the folder to name in messages, if another.
+    """
+    folder = Path(folder)
+    shown = shown or folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / name, "a+")
+    except OSError as error:
+        raise UserError(f"{flag} {shown} can't be written ({error.strerror}); name another folder") from None
+    with handle:
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows: there two processes must not use one folder
+            pass
+        except BlockingIOError:
+            handle.seek(0)
+            who = handle.read().strip() or "unknown process"
+            raise UserError(
+                f"{flag} {shown} is in use by another {what} ({who}); wait for it, or name another"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{flag} {shown} can't be locked ({error.strerror}); name one on another disk") from None
+        with contextlib.suppress(OSError):  # a full disk: the lock holds, only its note is missing
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}\n")
+            handle.flush()
+        yield
