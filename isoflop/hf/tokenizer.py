@@ -9,8 +9,7 @@ import json
 import re
 from pathlib import Path
 
-from isoflop.data.bpe import PATTERN
-from isoflop.data.errors import EOT
+from isoflop.data.bpe import EOT, PATTERN
 from isoflop.data.hf_tokenizer import ENDS
 from isoflop.train import run_dir
 
