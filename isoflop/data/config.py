@@ -3,24 +3,10 @@
 import json
 import os
 import shlex
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from itertools import islice
 from pathlib import Path
 
-from isoflop.data.sources import (
-    Row,
-    Source,
-    decode,
-    files_source,
-    hub_source,
-    installed_files,
-    paths_source,
-    source_files,
-    stdin_rows,
-    stdlib_files,
-    stdlib_rows,
-)
+from isoflop.data import sources
 from isoflop.data.tokenizer import check_name
 from isoflop.files import sha256
 from isoflop.options import UserError, check, option, real
@@ -131,7 +117,7 @@ def folder_name(source: str | tuple[str, ...], cfg: DataConfig) -> str:
         return "stdin"
     if source in ("stdlib", "python"):
         return source
-    path = Path(source_files(source)[0]).parent
+    path = Path(sources.source_files(source)[0]).parent
     if isinstance(source, str) and os.path.exists(source):
         path = Path(source)
     return path.resolve().stem
@@ -166,30 +152,25 @@ def settings(cfg: DataConfig) -> dict:
     return json.loads(json.dumps(found))  # tuples become lists, as in the file
 
 
-def open_sources(cfg: DataConfig, worker: tuple[int, int]) -> list[Source]:
+def open_sources(cfg: DataConfig, worker: tuple[int, int]) -> list[sources.Source]:
     """The sources of cfg, of each the share of worker (r, n)."""
     return [open_source(source, cfg, worker=worker, weight=weight) for source, weight in mixture(cfg)]
 
 
-def open_source(source: str | tuple[str, ...], cfg: DataConfig, **more) -> Source:
+def open_source(source: str | tuple[str, ...], cfg: DataConfig, **more) -> sources.Source:
     """One source by its name; more : worker and weight."""
     hub = hub_name(source, cfg)
     if hub:
-        return hub_source(*hub, cfg.hub_timeout, **more)
+        return sources.hub_source(*hub, cfg.hub_timeout, **more)
     if source == "stdlib":
-        paths = [path for _, path in stdlib_files()]
-        return paths_source(source, paths, lambda n: islice(stdlib_rows(cfg.val_fraction), n, None), **more)
+        paths = [path for _, path in sources.stdlib_files()]
+        return sources.paths_source(source, paths, lambda: sources.stdlib_rows(cfg.val_fraction), **more)
     if source == "python":
-        paths = installed_files()
-
-        def rows(n: int) -> Iterator[Row]:
-            for path in paths[n:]:
-                yield decode(path.read_bytes()), None
-
-        return paths_source(source, paths, rows, **more)
+        paths = sources.installed_files()
+        return sources.paths_source(source, paths, lambda: sources.file_rows(paths), **more)
     if source == "-":
-        return paths_source("standard input", [], stdin_rows, **more)
-    return files_source(source, cfg.text_column, **more)
+        return sources.paths_source("standard input", [], sources.stdin_rows, **more)
+    return sources.files_source(source, cfg.text_column, **more)
 
 
 def command(cfg: DataConfig) -> str:

@@ -19,6 +19,7 @@ import sysconfig
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from isoflop.data.downloads import OFFLINE, probe
@@ -117,12 +118,24 @@ def installed_files() -> list[Path]:
     return found
 
 
-def paths_source(name: str, files: list[Path], rows: Callable[[int], Iterator[Row]], worker=(0, 1), **more) -> Source:
-    """A source whose state is the number of rows read: rows(n) begins after n of them."""
+def file_rows(paths: list[Path]) -> Iterator[Row]:
+    """A document per file."""
+    for path in paths:
+        yield decode(path.read_bytes()), None
+
+
+def stdin_rows() -> Iterator[Row]:
+    """A document a line, without its line end; to resume, the same lines have to be piped in again."""
+    for line in sys.stdin.buffer:
+        yield decode(line.rstrip(b"\r\n")), None
+
+
+def paths_source(name: str, files: list[Path], rows: Callable[[], Iterator[Row]], worker=(0, 1), **more) -> Source:
+    """A source whose state is the number of rows read; rows() begins with the first, files are its fingerprint."""
 
     def open_(state):
         begin = state or 0
-        for chunk, end in chunked(rows(begin), begin):
+        for chunk, end in chunked(islice(rows(), begin, None), begin):
             yield own_rows(chunk, end, worker), end, None
 
     return Source(name, open_, fingerprint(files), **more)
@@ -159,7 +172,7 @@ def source_files(source: str | tuple[str, ...]) -> list[str]:
         if not kind(path) or not os.path.isfile(path):
             raise UserError(f"--source: {path} is not a {kinds} file")
         if path.endswith(".zst"):
-            zstandard(path)
+            import zstandard  # noqa: F401  missing packages are named before any work
     return sorted(found)
 
 
@@ -214,8 +227,10 @@ def binary(path: str) -> Iterator[tuple[io.BufferedIOBase, Callable[[], float]]]
         if path.endswith(".gz"):
             unpacked = gzip.GzipFile(fileobj=f)
         elif path.endswith(".zst"):
-            errors += (zstandard(path).ZstdError,)
-            unpacked = io.BufferedReader(ZstdFile(f, zstandard(path)), 2**17)
+            import zstandard
+
+            errors += (zstandard.ZstdError,)
+            unpacked = io.BufferedReader(ZstdFile(f, zstandard.ZstdDecompressor), 2**17)
         try:
             yield unpacked, lambda: f.tell() / size
         except errors as e:
@@ -225,8 +240,8 @@ def binary(path: str) -> Iterator[tuple[io.BufferedIOBase, Callable[[], float]]]
 class ZstdFile(io.RawIOBase):
     """A zstd file of any number of frames; EOFError where the last is cut short (zstandard's reader just ends)."""
 
-    def __init__(self, file, module):
-        self.file, self.module = file, module
+    def __init__(self, file, decompressor):
+        self.file, self.decompressor = file, decompressor
         self.frame = None  # the decompressor of the current frame
         self.rest = b""  # compressed bytes behind the last frame
         self.out = b""  # uncompressed bytes to hand out
@@ -241,22 +256,13 @@ class ZstdFile(io.RawIOBase):
                 if self.frame is not None:
                     raise EOFError("its last frame does not end")
                 return 0
-            self.frame = self.frame or self.module.ZstdDecompressor().decompressobj()
+            self.frame = self.frame or self.decompressor().decompressobj()
             self.out, self.rest = self.frame.decompress(raw), b""
             if self.frame.eof:
                 self.rest, self.frame = self.frame.unused_data, None
         n = min(len(buffer), len(self.out))
         buffer[:n], self.out = self.out[:n], self.out[n:]
         return n
-
-
-def zstandard(path: str):
-    """The zstandard package; UserError where it is missing."""
-    try:
-        import zstandard
-    except ImportError:
-        raise UserError(f"{path} needs the zstandard package: pip install zstandard") from None
-    return zstandard
 
 
 def read_txt(path: str, column: str, skip: int, split_bytes: int) -> Iterator[tuple[str | None, float]]:
@@ -315,13 +321,6 @@ def read_parquet(path: str, column: str, skip: int, split_bytes: int) -> Iterato
 
 
 READERS = {".txt": read_txt, ".jsonl": read_jsonl, ".parquet": read_parquet}
-
-
-def stdin_rows(skip: int) -> Iterator[Row]:
-    """A document a line, without its line end; to resume, the same lines have to be piped in again."""
-    for number, line in enumerate(sys.stdin.buffer):
-        if number >= skip:
-            yield decode(line.rstrip(b"\r\n")), None
 
 
 def pick(row: dict, column: str, where: str):

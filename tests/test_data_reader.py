@@ -1,17 +1,66 @@
-"""bins.py: folders of tokens that other programs have made, and shards read as one sequence."""
+"""isoflop/data/reader.py: our folders, those of other programs, and shards read as one sequence."""
 
-import json
-import pickle
-from pathlib import Path
 
-import numpy as np
-import pytest
+# ----- our own -----
 
-import data
-from isoflop.data import reader as bins
-from isoflop.data.errors import DataError
-from isoflop.data.loader import Loader
-from isoflop.data.reader import open_data, token_bytes
+
+def test_missing_folder_names_the_command(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere: `python data.py` makes.*--source stdlib` makes data/stdlib_bpe512"):
+        open_data(tmp_path / "nowhere")
+
+
+HARM = "cut, longer, other split, other tokenizer, version, garbage, gone, meta, no meta, no count, list".split(", ")
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_damaged_folder_is_refused_with_the_command_that_mends_it(small, harm):
+    raw, meta = (small / "train.bin").read_bytes(), json.loads((small / "meta.json").read_text())
+    if harm in ("cut", "longer"):
+        (small / "train.bin").write_bytes(raw[:-2] if harm == "cut" else raw + b"\0\0")
+    elif harm == "other split":
+        (small / "train.bin").write_bytes((small / "val.bin").read_bytes())
+    elif harm == "other tokenizer":
+        (small / "tokenizer.json").write_text((small / "tokenizer.json").read_text().replace("AA==", "AQ=="))
+    elif harm == "version":
+        (small / "meta.json").write_text(json.dumps(meta | {"version": 99}))
+    elif harm == "garbage":
+        (small / "train.bin").write_bytes(os.urandom(len(raw)))
+    elif harm == "gone":
+        (small / "val.bin").unlink()
+    elif harm == "meta":
+        (small / "meta.json").write_text(json.dumps(meta)[:100])
+    elif harm == "no meta":
+        (small / "meta.json").unlink()
+    elif harm == "no count":
+        del meta["train"]["tokens"]
+        (small / "meta.json").write_text(json.dumps(meta))
+    elif harm == "list":
+        (small / "meta.json").write_text("[]")
+    with pytest.raises(ValueError, match="not a whole data folder") as refused:
+        open_data(small)
+    message = str(refused.value)
+    assert message.count("\n") == 0 and f"--out_dir {small} --overwrite" in message
+    if "meta" not in harm and harm != "list":
+        command = message.split("`")[1].split()
+        assert data.main(command[2:]) == 0  # what the message says works
+        assert open_data(small).train[:].tobytes() == raw[reader.HEADER_BYTES :]
+
+
+def test_shards_read_as_one(tmp_path, rows):
+    one = prepare(DataConfig(source=str(rows), tokenizer="byte", out_dir=str(tmp_path / "one")), quiet=True)
+    many = DataConfig(source=str(rows), tokenizer="byte", shard_tokens=20_000, out_dir=str(tmp_path / "many"))
+    a, b = open_data(one), open_data(prepare(many, quiet=True))
+    assert len(b.meta["train"]["shards"]) > 5 and a.meta["corpus_sha256"] == b.meta["corpus_sha256"]
+    np.testing.assert_array_equal(np.asarray(a.train), np.asarray(b.train))
+    for x, y in zip(Loader(a.train, 128).batch(5, 99), Loader(b.train, 128).batch(5, 99), strict=True):
+        np.testing.assert_array_equal(x, y)
+    shard = Path(b.folder, b.meta["train"]["shards"][1]["file"])
+    shard.write_bytes(shard.read_bytes()[:-2])
+    with pytest.raises(DataError, match="is not a whole data folder .*train_000001.bin has"):
+        open_data(b.folder)
+
+
+# ----- other people's -----
 
 
 def nanogpt(folder: Path, top: int = 4096, n: int = 5000, **meta) -> Path:
