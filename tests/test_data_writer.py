@@ -1,10 +1,23 @@
 """isoflop/data/writer.py: the staging folder, its lock, and its renames."""
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, data_folder, data_main, make_texts
+
+import data
+from isoflop.data import writer
+
 
 @pytest.mark.parametrize("renames", [0, 1, 2])
-def test_a_kill_during_overwrite_never_loses_both_folders(small, tmp_path, capsys, renames):
+def test_a_kill_during_overwrite_never_loses_both_folders(tmp_path, capsys, renames):
     """A process that dies after so many renames; the next one makes nothing, and finds the old folder or the new."""
-    old = ["--source", open_data(small).meta["settings"]["source"], "--tokenizer", "byte", "--out_dir", str(small)]
+    folder = data_folder(tmp_path, make_texts())
+    old = ["--source", str(tmp_path / "a.jsonl"), "--tokenizer", "byte", "--out_dir", str(folder)]
     new = [*old, "--num_docs", "50"]
     code = f"""
 import os, signal, data
@@ -19,36 +32,34 @@ os.rename = counted
 data.main({[*new, "--overwrite"]!r})
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == -signal.SIGKILL
-    assert small.exists() == (renames != 1) and len(list(tmp_path.glob(".small.partial"))) == 1
-    assert data.main(new if renames == 2 else old) == 0 and "already prepared" in capsys.readouterr().out
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["small", "small.jsonl"]
+    assert folder.exists() == (renames != 1) and (tmp_path / ".d.partial").exists()
+    assert data_main(*(new if renames == 2 else old)) == 0 and "already prepared" in capsys.readouterr().out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "d"]
 
 
-def test_a_failure_during_overwrite_puts_the_old_folder_back(small, tmp_path, monkeypatch):
-    source, before, rename = open_data(small).meta["settings"]["source"], (small / "train.bin").stat(), os.rename
+def test_a_failure_during_overwrite_puts_the_old_folder_back(tmp_path, monkeypatch):
+    folder = data_folder(tmp_path, make_texts())
+    before, rename = (folder / "train.bin").stat(), os.rename
 
     def fails(old, new):
-        if str(new) == str(small) and Path(old).name == "new":
+        if str(new) == str(folder) and Path(old).name == "new":
             raise OSError("no such luck")
         rename(old, new)
 
     monkeypatch.setattr(os, "rename", fails)
-    again = DataConfig(source=source, tokenizer="byte", out_dir=str(small), overwrite=True)
     with pytest.raises(OSError, match="no such luck"):
-        prepare(again, quiet=True)
-    assert os.path.samestat((small / "train.bin").stat(), before)
+        data_folder(tmp_path, source=str(tmp_path / "a.jsonl"))
+    assert os.path.samestat((folder / "train.bin").stat(), before)
     monkeypatch.setattr(os, "rename", rename)
-    monkeypatch.setattr(data, "make", None)  # what was made is kept, and takes its place now
-    prepare(again, quiet=True)
-    assert not os.path.samestat((small / "train.bin").stat(), before)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["small", "small.jsonl"]
+    monkeypatch.setattr(data, "make_files", None)  # what was made is kept, and takes its place now
+    data_folder(tmp_path, source=str(tmp_path / "a.jsonl"))
+    assert not os.path.samestat((folder / "train.bin").stat(), before)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "d"]
 
 
-def test_two_processes_do_not_make_one_folder(tmp_path, rows):
-    flags = ["--source", rows, "--tokenizer", "byte", "--out_dir", "d"]
-    first = start(*flags, cwd=tmp_path, more=SLOWLY)
-    while first.poll() is None and not (tmp_path / ".d.partial" / "new").exists():
-        time.sleep(0.01)
-    second = start(*flags, cwd=tmp_path)
-    assert second.wait(60) == 2 and "another process is making it" in second.stderr.read()
-    assert first.wait(60) == 0
+def test_two_processes_do_not_make_one_folder(tmp_path, capsys):
+    flags = ["--source", "stdlib", "--num_docs", 60, "--tokenizer", "byte", "--out_dir", tmp_path / "d"]
+    with writer.staging(tmp_path / "d"):
+        assert data_main(*flags) == 2
+    assert f"--out_dir {tmp_path / 'd'} is in use by another data.py" in capsys.readouterr().err
+    assert data_main(*flags) == 0

@@ -1,10 +1,16 @@
 """isoflop/train/prefetch.py: batches are the loader's, and errors and ends of its thread are seen."""
 
+import threading
+
+import numpy as np
+import pytest
+
+from isoflop.data.loader import Loader
+from isoflop.train.prefetch import Batches
+
 
 @pytest.mark.parametrize("threaded", [False, True])
 def test_batches_are_the_loaders(threaded):
-    from isoflop.train.prefetch import Batches
-
     tokens = np.arange(3000, dtype=np.uint16)
     plain = Loader(tokens, 16, seed=1)
     for rank in range(2):
@@ -17,8 +23,6 @@ def test_batches_are_the_loaders(threaded):
 
 @pytest.mark.parametrize("threaded", [False, True])
 def test_what_fails_while_reading_fails_the_step(threaded):
-    from isoflop.train.prefetch import Batches
-
     class Torn:
         def sequences(self, first, count):
             if first >= 20:
@@ -35,10 +39,6 @@ def test_what_fails_while_reading_fails_the_step(threaded):
 
 
 def test_a_closed_reader_ends_its_thread():
-    import threading
-
-    from isoflop.train.prefetch import Batches
-
     before = threading.active_count()
     batches = Batches(Loader(np.arange(3000), 16), 0, 4, 4, 10**6, "cpu", threaded=True)
     next(batches)
