@@ -54,23 +54,27 @@ def is_prepared(cfg: DataConfig, out: Path) -> bool:
 
 
 def find_state(cfg: DataConfig, out: Path, new: Path, identity: dict) -> dict | None:
-    """The state to resume from: of an interrupted preparation, with its meta.json if only the renames were missing, or
-    with --append that of the folder to add to, which is staged in `new`. None to start from the beginning.
+    """The state to resume from, None to start from the beginning; UserError where --append can't be done.
+
+    Of an interrupted preparation, with its meta.json if only the renames are missing; or with --append that of the
+    folder to add to, which is then staged in `new`.
     """
-    # an interrupted preparation
+    # An interrupted preparation.
     try:
         state = read_json(new / "state.json")
         if is_resumable(state, cfg, identity):
             if not (new / "meta.json").exists():
                 return state
             meta = read_json(new / "meta.json")
-            return state | {"meta": meta} if meta["settings"] == identity["settings"] else None
+            if meta["settings"] == identity["settings"]:
+                return state | {"meta": meta}
+            return None
     except (OSError, ValueError, KeyError, TypeError):
         pass
     if not cfg.append:
         return None
 
-    # a folder to append to
+    # A folder to add to.
     if not out.exists():
         raise UserError(f"--append: there is no {out}; leave it out to make that folder")
     try:
@@ -124,7 +128,7 @@ def make_files(
         keys = np.fromfile(new / "documents.bin", "<u8", position["kept"] if position else 0)
     stream = DocumentStream(sources, cfg.val_fraction, cfg.num_docs, position, keys)
     with contextlib.closing(iter(stream)) as items:
-        # tokenizer
+        # Make the tokenizer.
         sample = deque()
         if not (new / "tokenizer.json").exists():
             if vocabulary is None:
@@ -133,22 +137,14 @@ def make_files(
                 shutil.copyfile(vocabulary, new / "tokenizer.json")
         tokenizer = load_tokenizer(new)
 
-        # documents
-        meta = {
-            "format": FORMAT,
-            "version": VERSION,
-            "tokenizer": tokenizer.name if cfg.tokenizer.endswith(".json") else cfg.tokenizer,
-            "tokenizer_sha256": sha256(new / "tokenizer.json"),
-            "vocab_size": tokenizer.n_vocab,
-            "eot_token": tokenizer.eot_token,
-            "dtype": "uint16" if tokenizer.n_vocab <= 2**16 else "uint32",
-        }
+        # Encode and write the documents.
+        meta = header_entries(cfg, tokenizer, new / "tokenizer.json")
         splits = writer.SplitWriter(new, meta, cfg.shard_tokens, identity, len(sources))
         if state is not None:
             splits.restore(state)
         write_documents(cfg, stream, splits, tokenizer, drain(sample, items), quiet)
 
-    # meta.json
+    # Count and check.
     for split in SPLITS:
         if splits.counts[split]["documents"] == 0:
             found = f"no {split} document among {splits.keys}"
@@ -168,6 +164,19 @@ def make_files(
         "command": command(cfg),
         "python": sys.version.split()[0],
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def header_entries(cfg: DataConfig, tokenizer: Tokenizer, path: Path) -> dict:
+    """The entries of meta.json that the token files repeat in their headers."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "tokenizer": tokenizer.name if cfg.tokenizer.endswith(".json") else cfg.tokenizer,
+        "tokenizer_sha256": sha256(path),
+        "vocab_size": tokenizer.n_vocab,
+        "eot_token": tokenizer.eot_token,
+        "dtype": "uint16" if tokenizer.n_vocab <= 2**16 else "uint32",
     }
 
 
@@ -214,13 +223,13 @@ def write_documents(
         contextlib.closing(encode(tokenizer, items, splits.meta["dtype"])) as encoded,
     ):
         for item, ids in encoded:
-            # write
+            # Write.
             if ids is None:
                 splits.resume_point(item)
             elif splits.add(item, ids) and cfg.num_tokens and splits.tokens >= cfg.num_tokens:
                 break
 
-            # show the progress, twice a second
+            # Show the progress, twice a second.
             now = time.perf_counter()
             if off or now < shown + 0.5:
                 continue

@@ -195,7 +195,7 @@ def check_documents(opened: TokenData, split: str, tokenizer: Tokenizer, hashes:
 
 def decoded(tokens, tokenizer: Tokenizer) -> Iterator[bytes]:
     """The bytes of each document of a split; UserError for an id outside of the vocabulary."""
-    rest = np.empty(0, np.int64)  # the beginning of a document that the next block goes on with
+    rest = np.empty(0, np.int64)  # the beginning of a document that the next block continues
     for i in range(0, len(tokens), BLOCK):
         block = np.concatenate([rest, np.asarray(tokens[i : i + BLOCK]).astype(np.int64)])
         if block.max() >= tokenizer.n_vocab:
