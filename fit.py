@@ -1,11 +1,12 @@
 """Scaling laws from anyone's CSV of training runs, with intervals, back-tests and refusals.
 
     python fit.py sweep_results/runs.csv
-    python fit.py runs.csv --predict_flops 1e20 1e21 --predict_params 1e9 --target_loss 2.5 --compare
+    python fit.py runs.csv --predict_flops 1e20 1e21 --target_loss 2.5 --compare
     python fit.py --law hoffmann --predict_flops 5.76e23
 
-A file needs a loss and two of N (parameters), D (tokens) and C (FLOPs). fit.json, prediction.md and pictures go to
---out_dir. From Python: run(paths, out_dir), or the functions of isoflop.fit on arrays.
+A file needs a loss and two of N (parameters), D (tokens) and C (FLOPs).
+fit.json, prediction.md and pictures go to --out_dir. From Python:
+run(paths, out_dir), or the functions of isoflop.fit on arrays.
 """
 # ruff: noqa: E402
 
@@ -56,7 +57,7 @@ class Options:
 
     bootstrap: int = option(RESAMPLES, "resamples for intervals, 0: none", group="fit", min=0, max=100_000)
     seed: int = option(0, "seed of the resamples", min=0)
-    budget_tol: float = option(BUDGET_TOL, "runs within this share of a C: one budget", above=0, max=1)
+    budget_tol: float = option(BUDGET_TOL, "relative spread of C within a budget", above=0, max=1)
     isoflop_method: str = option("local", "how fit_isoflop finds a minimum", flag=False,
                                  choices=("local", "akima", "parabola"))  # fmt: skip
     envelope_rule: str = option("hull", "how fit_envelope picks points", flag=False, choices=("hull", "bins"))
@@ -69,9 +70,9 @@ class Options:
     predict_params: tuple[float, ...] = option((), "D for which these N are the best size", above=0, below=MOST)
     target_loss: tuple[float, ...] = option((), "C, N* and D* for these losses", above=0, below=MOST)
     predict_runs: str | None = option(None, "file of (N, D) rows whose loss to predict", metavar="FILE")
-    compare: bool = option(False, "show the published laws, too")
+    compare: bool = option(False, "show the published laws beside the fit")
 
-    out_dir: str | None = option(None, "(default: fit/ beside the CSV)", group="output", metavar="DIR")
+    out_dir: str | None = option(None, "where to write (default: fit/ beside the CSV)", group="output", metavar="DIR")
     plots: bool = option(True, "draw the pictures")
 
     def __post_init__(self):
@@ -116,6 +117,8 @@ def run(paths, out_dir=None, **options) -> dict:
     columns = {**columns_of(options), "loss_se": options.loss_se_col}
     table = read(paths, columns, options.where, options.exclude_flops_above, options.drop_top_loss)
     targets = read_targets(options)
+    if options.plots:
+        import matplotlib  # noqa: F401  (where it is missing, that is said before the fit and not after)
     folder = writable_folder(options.out_dir or Path(paths[0]).resolve().parent / "fit")
 
     analysis = analyse(table, options, targets)
@@ -257,7 +260,7 @@ def from_law(name: str, options: Options) -> dict:
 def make_parser() -> Parser:
     parser = Parser("fit.py", __doc__, Options, usage="[runs.csv ...] [flags]")
     parser.add_argument("paths", nargs="*", metavar="runs.csv", help="CSV, JSON or JSON-lines files of runs")
-    parser.flag("law", "str | None", None, "predict from a published law, no CSV", group="predictions")
+    parser.flag("law", "str | None", None, "published law to predict from, without a CSV", group="predictions")
     return parser
 
 
