@@ -34,7 +34,7 @@ from isoflop.fit.axes import (
     span,
 )
 from isoflop.fit.diagnostics import draw_ratio, draw_residuals, draw_scores, draw_surface
-from isoflop.fit.isoflop import LOCAL_RISE
+from isoflop.fit.minima import LOCAL_RISE
 from isoflop.fit.result import (
     METHODS,
     budgets_of,
