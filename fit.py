@@ -160,10 +160,11 @@ def analyse(table: Table, options: Options, targets: Table | None = None) -> Ana
     tests = [row for row in backtest(table, *settings, fits.parametric) if row["method"] not in fits.refused]
     skill = skill_of(tests, fits.parametric, fits.isoflop, table)
 
+    least_loss = {fits.least_losses_of: fits.compute_law}  # the other method predicts no loss
     predictors = [
         parametric_predictor(fits.parametric, fits.cost),
-        line_predictor("isoflop", fits.isoflop, fits.compute_law if fits.frontier == "isoflop" else None),
-        line_predictor("envelope", fits.envelope, fits.compute_law if fits.frontier == "envelope" else None),
+        line_predictor("isoflop", fits.isoflop, least_loss.get("isoflop")),
+        line_predictor("envelope", fits.envelope, least_loss.get("envelope")),
     ]
     predictors = [predictor for predictor in predictors if predictor is not None]
     if options.compare:
@@ -210,7 +211,7 @@ def fit_methods(table: Table, options: Options) -> Fits:
         missed = missed_budget(parametric.law, isoflop.budgets)
         if isoflop.a is not None:
             bias = parabola_bias(isoflop, parametric.law, n, d, c, cost)
-    frontier, compute_law, compute_law_without_e = fit_compute_law(isoflop, envelope)
+    method, compute_law, compute_law_without_e = fit_compute_law(isoflop, envelope)
     return Fits(
         cost=cost,
         parametric=parametric,
@@ -219,7 +220,7 @@ def fit_methods(table: Table, options: Options) -> Fits:
         isoflop=isoflop,
         expected_bias=bias,
         envelope=envelope,
-        frontier=frontier,
+        least_losses_of=method,
         compute_law=compute_law,
         compute_law_without_e=compute_law_without_e,
         kaplan_n=fit_kaplan(n, loss, resamples, seed, "kaplan.L_N"),
@@ -231,14 +232,14 @@ def fit_compute_law(isoflop, envelope):
     """Least loss against C: (method whose least losses they are, fit with E, fit without)."""
     ok = [budget for budget in isoflop.budgets if budget.status == "ok"]
     if len(ok) >= 3 or envelope.a is None:
-        frontier, draws = "isoflop", isoflop.draws.get("loss")
+        method, draws = "isoflop", isoflop.draws.get("loss")
         at, least = [budget.flops for budget in ok], [budget.loss for budget in ok]
     else:
-        frontier, draws = "envelope", None
+        method, draws = "envelope", None
         at, least = envelope.points["flops"], envelope.points["loss"]
     with_e = fit_power_law(at, least, draws, True, "compute_law.E")
     without_e = fit_power_law(at, least, draws, False, "compute_law.no_E")
-    return frontier, with_e, without_e
+    return method, with_e, without_e
 
 
 def from_law(name: str, options: Options) -> dict:

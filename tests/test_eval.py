@@ -7,8 +7,8 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import simulated_table
 import torch
+from helpers import simulated_table
 
 import data
 import eval

@@ -96,8 +96,8 @@ def _predict_budget(table, held, fitted, tol, delta, how, near):
     predictor = line_predictor("isoflop", isoflop, power)
     if predictor is not None and own is not None:
         expected = error = None
-        if predictor.has_frontier:
-            expected = float(predictor.frontier(at))
+        if predictor.has_least_loss:
+            expected = float(predictor.least_loss(at))
             error = float(np.log(own.loss / expected))
         rows.append(_row(predictor, base, expected, error))
     return rows
@@ -109,7 +109,7 @@ def _row(predictor, base, expected, error, se=None):
     row |= {"se_ln": se, "equivalent_compute": None, "n_opt": float(predictor.optimum(base["flops"])[0])}
     if error is not None:
         actual = float(expected * np.exp(error))
-        at_optimum = float(predictor.frontier(base["flops"])) * np.exp(error)
+        at_optimum = float(predictor.least_loss(base["flops"])) * np.exp(error)
         ratio = float(predictor.compute_for(at_optimum)) / base["flops"]
         row |= {"predicted": float(expected), "actual": actual, "error_nats": actual - float(expected)}
         row["equivalent_compute"] = ratio if np.isfinite(ratio) else None
@@ -132,10 +132,10 @@ def _backtest_envelope(table):
         base = {"flops": float(high), "flops_fitted": float(low), "log_distance": float(np.log(high / low))}
         base |= {"n_fit": int(below.sum()), "n_runs": 1, "n_opt_actual": None}
         expected = error = None
-        if predictor.has_frontier:
+        if predictor.has_least_loss:
             ln_c = np.log(whole.points["flops"])
             actual = float(np.exp(np.interp(np.log(high), ln_c, np.log(whole.points["loss"]))))
-            expected = float(predictor.frontier(high))
+            expected = float(predictor.least_loss(high))
             error = float(np.log(actual / expected))
         rows.append(_row(predictor, base, expected, error))
     return rows

@@ -39,8 +39,8 @@ def percentiles(draws, q=LEVELS):
     """Percentiles of a (B,) array as floats, None at an infinite end, or None without draws."""
     if draws is None or len(draws) < 20:
         return None
-    ends = np.percentile(draws, q, method="inverted_cdf")
-    return tuple(float(end) if np.isfinite(end) else None for end in ends)
+    ends = [float(end) for end in np.percentile(draws, q, method="inverted_cdf")]
+    return tuple(end if np.isfinite(end) else None for end in ends)
 
 
 # ----- how wrong to expect to be -----
@@ -218,10 +218,10 @@ def predict_flops(predictors, budgets, skill):
         spread_n = spread_loss = 0.0
         if skill is not None:
             spread_n = _spread([p.optimum(c)[0] for p in _ours(predictors)])
-            spread_loss = _spread([p.frontier(c) for p in _ours(predictors) if p.has_frontier])
+            spread_loss = _spread([p.least_loss(c) for p in _ours(predictors) if p.has_least_loss])
         for p in predictors:
             row = {"flops": float(c), "method": p.name, **_optimum_at(p, float(c), skill, spread_n), "loss": None}
-            if p.has_frontier:
+            if p.has_least_loss:
                 row["loss"] = _least_loss_at(p, float(c), skill, spread_loss)
             row["log_distance"] = None if skill is None else float(np.log(c / skill.c_max))
             rows.append(row)
@@ -249,10 +249,10 @@ def _optimum_at(predictor, c, skill, spread):
 
 def _least_loss_at(predictor, c, skill, spread):
     """The least loss of one method at compute c."""
-    drawn, half = _column(predictor.frontier(np.array([c]), draws=True)), None
+    drawn, half = _column(predictor.least_loss(np.array([c]), draws=True)), None
     if drawn is not None and skill is not None:
         half = skill.half_loss(_sd_ln(drawn), c, spread)
-    return _quantity(predictor.frontier(c), drawn, half)
+    return _quantity(predictor.least_loss(c), drawn, half)
 
 
 def predict_params(predictors, sizes, skill, cost):
@@ -293,13 +293,13 @@ def predict_target(predictors, targets, skill):
     rows, refusals = [], []
     for target in map(float, targets):
         for p in predictors:
-            if not p.has_frontier:
+            if not p.has_least_loss:
                 continue
             c = float(np.ravel(p.compute_for(target))[0])
             if LOWEST_FLOPS < c < HIGHEST_FLOPS:
                 rows.append({"target_loss": target, "method": p.name, **_compute_for(p, target, c, skill)})
                 continue
-            why = f"the loss {target:g} is at or below the floor that {p.name} sees, or absurdly far"
+            why = f"{p.name} never reaches a loss of {target:g}, or not below {HIGHEST_FLOPS:g} FLOPs"
             refusals.append(Refusal(f"{p.name}.target_loss", "below_floor", why))
     return rows, refusals
 
@@ -312,8 +312,8 @@ def _compute_for(predictor, target, c, skill):
         return {"flops": _quantity(c, None), "n_opt": _quantity(n, None), "d_opt": _quantity(d, None)}
     # pi95 of C: where the ends of the loss's pi95, as functions of C, come down to the target
     grid = np.exp(np.linspace(np.log(c) - 20, np.log(c) + 30, 2001))
-    se = _sd_ln(_column(predictor.frontier(np.array([c]), draws=True)))
-    level, half = np.log(predictor.frontier(grid)), skill.half_loss(se, grid)
+    se = _sd_ln(_column(predictor.least_loss(np.array([c]), draws=True)))
+    level, half = np.log(predictor.least_loss(grid)), skill.half_loss(se, grid)
     ends = [_crossing(grid, level + sign * half, np.log(target)) for sign in (-1, 1)]
     ci = percentiles(draws)
     out = {"flops": {"point": c, "ci95": ci, "pi95": ends}}
@@ -407,6 +407,7 @@ def missed_budget(law, budgets):
         return ""
     side = "above" if miss > 0 else "below"
     return (
-        f"the surface lies {abs(miss):.1%} {side} the measured valley of the largest budget ({last.flops:.3g} FLOPs), "
-        f"{abs(miss) / half:.1f} times its 95% half-width: it will miss the next one by more; go by the isoFLOP lines"
+        f"the fit lies {abs(miss):.1%} {side} the least measured loss of the largest budget ({last.flops:.3g} FLOPs), "
+        f"{abs(miss) / half:.1f} times its 95% half-width: it will miss the next one by more; "
+        "use the isoFLOP prediction"
     )

@@ -36,7 +36,7 @@ class LawPredictor:
     drawn: Law | None = None
     cost: Cost = SIX_ND
     has_loss = True  # of any N and D
-    has_frontier = True  # least loss at a compute, and its inverse
+    has_least_loss = True  # least loss at a compute, and its inverse
 
     def _ask(self, draws, quantity, *x):
         law = self.drawn if draws else self.law
@@ -46,7 +46,7 @@ class LawPredictor:
         """(N*, D*) at compute c."""
         return self._ask(draws, "optimum", c)
 
-    def frontier(self, c, draws=False):
+    def least_loss(self, c, draws=False):
         """Least loss at compute c."""
         return self._ask(draws, "frontier_loss", c)
 
@@ -84,7 +84,7 @@ class LinePredictor:
     has_loss = False
 
     @property
-    def has_frontier(self):
+    def has_least_loss(self):
         return self.power is not None and self.power.g is not None
 
     def _lines(self, draws):
@@ -121,7 +121,7 @@ class LinePredictor:
         d = np.exp(ln_k_d + b * x)
         return d if draws else d.reshape(np.shape(n))
 
-    def frontier(self, c, draws=False):
+    def least_loss(self, c, draws=False):
         power = self._powers(draws)
         return None if power is None else power(c)
 

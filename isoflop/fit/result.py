@@ -42,7 +42,7 @@ class Fits:
     isoflop: IsoflopFit
     expected_bias: dict | None  # of the isoFLOP fit, from parabola_bias()
     envelope: EnvelopeFit
-    frontier: str  # isoflop | envelope: the method whose least losses the compute law is fitted to
+    least_losses_of: str  # isoflop | envelope: the method whose least losses the compute law is fitted to
     compute_law: PowerLaw  # L = E + k C^-g
     compute_law_without_e: PowerLaw  # L = k C^-g
     kaplan_n: dict[str, PowerLaw]  # L(N), with_E and without_E
@@ -88,7 +88,7 @@ def to_json(analysis: Analysis) -> dict:
     result["parametric"] = _parametric_section(fits)
     result["isoflop"] = _isoflop_section(fits)
     result["envelope"] = _envelope_section(fits.envelope)
-    result["compute_law"] = {"frontier": fits.frontier, **_power_section(fits.compute_law)}
+    result["compute_law"] = {"frontier": fits.least_losses_of, **_power_section(fits.compute_law)}
     result["compute_law"]["without_E"] = _power_section(fits.compute_law_without_e, ("k", "g"))
     result["kaplan"] = {"L_N": _kaplan_section(fits.kaplan_n), "L_D": _kaplan_section(fits.kaplan_d)}
     result["conventions"] = analysis.conventions
