@@ -41,6 +41,7 @@ from isoflop.sweep.results import Book, locked
 from isoflop.sweep.simulate import Simulation
 from isoflop.train.plan import TrainConfig
 from isoflop.train.record import RunRecord
+from train import train
 
 DEFAULT_BUDGETS = (5e10, 1.5e11, 4.5e11)
 SWEPT = {"n_embd", "n_layer", "n_head", "flop_budget", "max_iters", "tokens_per_param", "overwrite"}
@@ -210,13 +211,8 @@ class Sweep:
         if self.trained:
             procs = self.processes(good, book)
             tokens, alone = self.planner.tokens, procs == 1 or world.device != "cpu" or sc.mfu
-            middle = sorted(good, key=lambda c: c.cost)[len(good) // 2]
-            with (
-                contextlib.nullcontext()
-                if alone
-                else dry_run_.company(middle, world.device, tokens, workers.cores()[:procs])
-            ):
-                found = dry_run_.estimates(good, world.device, tokens, sc.mfu, world.size)
+            cores = () if alone else tuple(workers.cores()[:procs])
+            found = dry_run_.estimates(good, train, world, tokens, sc.mfu, cores)
             costs = dict(zip(good, found, strict=True))
             costs = [costs.get(c) for c in cells]
             room = dry_run_.memory_gb(world.device, procs)
@@ -393,7 +389,7 @@ class Sweep:
             line += f"; {spent:.3g} FLOPs really spent, {own / spent:.2f}x less"
         if sum(map(sum, book.lost.values())):
             line += f"; runs that were cut off count {sum(map(sum, book.lost.values())):.3g} FLOPs more"
-        left = "study.csv, study.md and study.png" if sc.study else "fit.json, prediction.md and the pictures"
+        left = "ablation.csv, ablation.md and ablation.png" if sc.study else "fit.json, prediction.md and the pictures"
         print(f"{line}; {left} are in {out}")
         if not sc.study and (suggestion := self.next_budget(book)):
             print(f"next: {suggestion}")
