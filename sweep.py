@@ -41,7 +41,6 @@ from isoflop.sweep.results import Book, locked
 from isoflop.sweep.simulate import Simulation
 from isoflop.train.plan import TrainConfig
 from isoflop.train.record import RunRecord
-from train import train
 
 DEFAULT_BUDGETS = (5e10, 1.5e11, 4.5e11)
 SWEPT = {"n_embd", "n_layer", "n_head", "flop_budget", "max_iters", "tokens_per_param", "overwrite"}
@@ -211,8 +210,13 @@ class Sweep:
         if self.trained:
             procs = self.processes(good, book)
             tokens, alone = self.planner.tokens, procs == 1 or world.device != "cpu" or sc.mfu
-            cores = () if alone else tuple(workers.cores()[:procs])
-            found = dry_run_.estimates(good, train, world, tokens, sc.mfu, cores)
+            middle = sorted(good, key=lambda c: c.cost)[len(good) // 2]
+            with (
+                contextlib.nullcontext()
+                if alone
+                else dry_run_.company(middle, workers.attempt, world.device, workers.cores()[:procs])
+            ):
+                found = dry_run_.estimates(good, self.ask, world.device, tokens, sc.mfu, world.size)
             costs = dict(zip(good, found, strict=True))
             costs = [costs.get(c) for c in cells]
             room = dry_run_.memory_gb(world.device, procs)

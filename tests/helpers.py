@@ -38,8 +38,8 @@ def sweep_planner(folder, flags=None, vocab_size=512):
     return Planner(str(folder), flags or {}, stand_in(vocab_size, "trained"), World())
 
 
-def train_for_ever(mc, tc, world, quiet, stop):
-    """Stands for train() in a process that is killed: asks stop() after each step, of a millisecond."""
+def run_for_ever(mc, tc, start, keep, world, stop):
+    """Stands for sweep.py's run_cell() in a process that is killed: asks stop() after each step, of a millisecond."""
     import time
 
     while not stop():

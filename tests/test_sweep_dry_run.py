@@ -1,7 +1,8 @@
-"""Estimates come from short runs of train(), whatever it is; the table marks what is wrong with a cell."""
+"""Estimates come from short runs of the sweep's own; the table marks what is wrong with a cell."""
 
 import multiprocessing
 import os
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,6 @@ import pytest
 import torch
 
 from isoflop.config import ModelConfig
-from isoflop.distributed import World
 from isoflop.flops import count_params
 from isoflop.options import UserError
 from isoflop.sweep import dry_run
@@ -28,60 +28,66 @@ def step_seconds(n: int, batch_size: int) -> float:
     return 1e-3 + batch_size * 1e-8 * n
 
 
-class FakeTrain:
-    """train() on a device whose steps take step_seconds() and whose evaluation takes a microsecond a token."""
+class FakeRuns:
+    """Runs whose steps take step_seconds() and whose evaluation takes a microsecond a token."""
 
     def __init__(self, status="ok"):
         self.status, self.asked = status, []
 
-    def __call__(self, mc, tc, world, quiet):
+    def __call__(self, cell):
+        tc = cell.tc
         self.asked.append(tc)
-        assert quiet and Path(tc.out_dir).is_dir()
-        tokens = tc.batch_size * mc.block_size
-        n = count_params(mc)["matmul"]
-        return SimpleNamespace(
-            status=self.status, tokens_per_step=tokens, tokens_per_s=tokens / step_seconds(n, tc.batch_size),
-            eval_s=1e-6 * tc.val_tokens, val_tokens=tc.val_tokens, peak_mem_gb=n / 1e6,
-        )  # fmt: skip
+        assert Path(tc.out_dir).is_dir()
+        tokens = tc.batch_size * cell.mc.block_size
+        n = count_params(cell.mc)["matmul"]
+        return {"record": {
+            "status": self.status, "tokens_per_step": tokens, "val_tokens": tc.val_tokens, "peak_mem_gb": n / 1e6,
+            "tokens_per_s": tokens / step_seconds(n, tc.batch_size), "eval_s": 1e-6 * tc.val_tokens,
+        }}  # fmt: skip
 
 
 def test_estimates_are_those_of_the_runs_that_were_timed(tmp_path):
-    cells, train = cells_of(tmp_path), FakeTrain()
-    for cell, found in zip(cells, dry_run.estimates(cells, train, World(), TEXT), strict=True):
+    cells, runs = cells_of(tmp_path), FakeRuns()
+    for cell, found in zip(cells, dry_run.estimates(cells, runs, "cpu", TEXT), strict=True):
         plan = cell.plan
         step_s = step_seconds(plan.n_params_matmul, plan.batch_size)
         assert found.train_s == pytest.approx(plan.steps * step_s, rel=1e-6)
         assert found.eval_s == pytest.approx(1e-6 * (100_000 // cell.mc.block_size * cell.mc.block_size))
         assert found.memory_gb == pytest.approx(plan.n_params_matmul / 1e6)
         assert found.seconds == found.train_s + found.eval_s + found.other_s
-    assert len({tc.out_dir for tc in train.asked}) == 1 and not Path(train.asked[0].out_dir).exists()
-    for tc in train.asked:
+    assert len({tc.out_dir for tc in runs.asked}) == 1 and not Path(runs.asked[0].out_dir).exists()
+    for tc in runs.asked:
         assert dry_run.MIN_STEPS <= tc.max_iters <= dry_run.MAX_STEPS and tc.flop_budget is None and not tc.ckpt_every
-    assert {tc.batch_size for tc in train.asked} == {cell.plan.batch_size for cell in cells}
+    assert {tc.batch_size for tc in runs.asked} == {cell.plan.batch_size for cell in cells}
 
 
 def test_sizes_between_the_measured_ones_are_read_in_logs(tmp_path, monkeypatch):
     monkeypatch.setattr(dry_run, "MEASURED_SIZES", 2)
-    cells, train = cells_of(tmp_path, ((32, 1), (48, 1), (64, 1)), (1e11,)), FakeTrain()
-    found = dry_run.estimates(cells, train, World(), TEXT)
+    cells, runs = cells_of(tmp_path, ((32, 1), (48, 1), (64, 1)), (1e11,)), FakeRuns()
+    found = dry_run.estimates(cells, runs, "cpu", TEXT)
     middle = cells[1].plan
     assert found[1].train_s == pytest.approx(
         middle.steps * step_seconds(middle.n_params_matmul, middle.batch_size), rel=0.1
     )
-    assert len({tc.batch_size for tc in train.asked}) == 2
+    assert len({tc.batch_size for tc in runs.asked}) == 2
 
 
 def test_a_size_that_does_not_fit_is_named(tmp_path):
     with pytest.raises(UserError, match="16 wide, 1 deep, seed 0 ends with oom; add --micro_batch_size"):
-        dry_run.estimates(cells_of(tmp_path), FakeTrain("oom"), World(), TEXT)
+        dry_run.estimates(cells_of(tmp_path), FakeRuns("oom"), "cpu", TEXT)
+
+
+def test_an_interrupted_run_ends_the_dry_run(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        dry_run.estimates(cells_of(tmp_path), lambda cell: {"status": "interrupted", "error": ""}, "cpu", TEXT)
 
 
 def test_times_from_a_share_of_the_peak(tmp_path, monkeypatch):
     cells = cells_of(tmp_path)
     with pytest.raises(UserError, match="--mfu 0.4 needs the peak of this device"):
-        dry_run.estimates(cells, None, World(), TEXT, mfu=0.4)
+        dry_run.estimates(cells, None, "cpu", TEXT, mfu=0.4)
     monkeypatch.setattr(dry_run.devices, "device_name", lambda device: "NVIDIA H100 80GB HBM3")
-    for cell, found in zip(cells, dry_run.estimates(cells, None, World(size=2), TEXT, mfu=0.4), strict=True):
+    for cell, found in zip(cells, dry_run.estimates(cells, None, "cuda", TEXT, mfu=0.4, processes=2), strict=True):
         assert found.train_s == pytest.approx(cell.plan.flops_exact / (2 * 0.4 * 989e12)) and found.memory_gb is None
 
 
@@ -89,7 +95,7 @@ def test_others_train_meanwhile_and_are_gone_afterwards(tmp_path):
     cell, threads = cells_of(tmp_path)[0], torch.get_num_threads()
     before = os.sched_getaffinity(0)
     core = min(before)
-    with dry_run.company(cell, helpers.train_for_ever, "cpu", [core, core], str(tmp_path)):
+    with dry_run.company(cell, helpers.run_for_ever, "cpu", [core, core]):
         assert os.sched_getaffinity(0) == {core} and torch.get_num_threads() == 1
         (other,) = multiprocessing.active_children()
     assert not other.is_alive()
@@ -103,7 +109,11 @@ def test_a_real_run_is_timed(toy_data, tmp_path):
     tokens = reader.open_data(toy_data)
     planner = helpers.sweep_planner(tmp_path, {"data_dir": toy_data, "block_size": 32}, tokens.meta["vocab_size"])
     cell = planner.cell((8, 1, None), 1e8)
-    (found,) = dry_run.estimates([cell], train.train, World(), tokens)
+
+    def ask(cell):
+        return {"record": asdict(train.train(cell.mc, cell.tc, quiet=True))}
+
+    (found,) = dry_run.estimates([cell], ask, "cpu", tokens)
     assert min(found.train_s, found.eval_s, found.memory_gb) > 0
     assert not list(tmp_path.iterdir())
 

@@ -1,6 +1,6 @@
 """What a sweep will cost, before it runs: its table of cells, and the times and memory of sweep.py --dry_run.
 
-They are measured by short runs of train() itself, on this device and the sweep's own text, or time follows from --mfu.
+They are measured by short runs of the sweep's own run_cell(), handed in, or time follows from --mfu.
 """
 
 import contextlib
@@ -23,8 +23,7 @@ from isoflop.data.reader import TokenData
 from isoflop.distributed import World
 from isoflop.options import UserError
 from isoflop.sweep.cells import Cell
-from isoflop.sweep.workers import free
-from isoflop.train.plan import FEW_STEPS, MANY_EPOCHS, TrainConfig
+from isoflop.train.plan import FEW_STEPS, MANY_EPOCHS
 from isoflop.train.validation import validation_rows
 
 MEASURED_SIZES = 8  # at most so many sizes are timed, the smallest and the largest among them
@@ -56,18 +55,19 @@ class Estimate:
 # ----- one short run -----
 
 
-def trial_config(cell: Cell, steps: int, folder: str) -> TrainConfig:
-    """The cell's configuration for a run of so many steps in `folder`: the same batch, no checkpoints, one log line."""
-    return dataclasses.replace(
+def trial(cell: Cell, steps: int, folder: str) -> Cell:
+    """The cell as a run of so many steps in `folder`: the same batch, one log line, no checkpoints."""
+    config = dataclasses.replace(
         cell.tc, flop_budget=None, max_iters=steps, out_dir=folder, overwrite=True, resume=None,
         batch_size=cell.plan.batch_size, total_batch_size=None, micro_batch_size=cell.plan.micro_batch_size,
         lr=1e-6, lr_scale=1.0, schedule_steps=None, warmup_steps=None,
         val_tokens=min(cell.tc.val_tokens, max(EVAL_TOKENS, 2 * cell.mc.block_size)),
         log_every=steps, ckpt_every=None, sample_every=None, tracker=None,
     )  # fmt: skip
+    return dataclasses.replace(cell, tc=config, start=None, keep=())
 
 
-def measure(cell: Cell, train, world: World, folder: str) -> tuple[float, float, float, float]:
+def measure(cell: Cell, ask, folder: str) -> tuple[float, float, float, float]:
     """(seconds of a step, of evaluating a token, of the rest of a run, peak GB) of one size and batch.
 
     From a run of MIN_STEPS steps or, where those are fast, from another one with as many as fit into TRIAL_S.
@@ -75,27 +75,29 @@ def measure(cell: Cell, train, world: World, folder: str) -> tuple[float, float,
     steps = MIN_STEPS
     while True:
         start = time.perf_counter()
-        record = train(cell.mc, trial_config(cell, steps, folder), world, quiet=True)
+        answer = ask(trial(cell, steps, folder))
         wall_s = time.perf_counter() - start
-        free(world)
-        if record.status not in ("ok", "diverged"):
+        record = answer.get("record") or answer
+        if record["status"] == "interrupted":
+            raise KeyboardInterrupt
+        if record["status"] not in ("ok", "diverged"):
             raise UserError(
-                f"--dry_run: {cell} ends with {record.status}; add --micro_batch_size "
+                f"--dry_run: {cell} ends with {record['status']}; add --micro_batch_size "
                 f"{max(1, cell.plan.micro_batch_size // 2)}, leave the largest sizes out, or estimate with --mfu"
             )
-        step_s = world.sum(record.tokens_per_step / record.tokens_per_s)[0] / world.size  # all ranks must agree
+        step_s = record["tokens_per_step"] / record["tokens_per_s"]
         wanted = min(int(TRIAL_S / step_s), MAX_STEPS)
         if steps > MIN_STEPS or wanted <= steps:
             break
         steps = wanted
-    other_s = max(0.0, wall_s - steps * step_s - record.eval_s)
-    return step_s, record.eval_s / record.val_tokens, other_s, record.peak_mem_gb
+    other_s = max(0.0, wall_s - steps * step_s - record["eval_s"])
+    return step_s, record["eval_s"] / record["val_tokens"], other_s, record["peak_mem_gb"]
 
 
 # ----- other processes that train meanwhile -----
 
 
-def train_beside(train, cell: Cell, device: str, core: int, folder: str, ready):
+def train_beside(cell: Cell, run_cell, device: str, core: int, ready):
     """Train a cell on one core until this process is killed; `ready` is set after the first step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     if hasattr(os, "sched_setaffinity"):
@@ -109,62 +111,60 @@ def train_beside(train, cell: Cell, device: str, core: int, folder: str, ready):
             os._exit(1)
         return False
 
-    train(cell.mc, trial_config(cell, ENDLESS_STEPS, folder), World(device=device), quiet=True, stop=stop)
+    run_cell(cell.mc, cell.tc, None, (), World(device=device), stop)
 
 
 @contextlib.contextmanager
-def company(cell: Cell, train, device: str, cores: list[int], folder: str):
+def company(cell: Cell, run_cell, device: str, cores: list[int]):
     """This process on the first core alone, and one that trains `cell` on each of the others.
 
-    Workers share caches, memory and the clock, and are slower together than alone.
+    Workers share caches, memory and the clock, and are slower together than alone. run_cell : function of a module,
+    (mc, tc, start, keep, world, stop) -> answer.
     """
     spawn = multiprocessing.get_context("spawn")
     affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     threads = torch.get_num_threads()
     others = []
-    try:
-        for core in cores[1:]:
-            ready = spawn.Event()
-            args = (train, cell, device, core, f"{folder}/beside_{core}", ready)
-            other = spawn.Process(target=train_beside, args=args, daemon=True)
-            other.start()
-            others.append(other)
-            ready.wait(60)
-        if affinity:
-            os.sched_setaffinity(0, {cores[0]})
-        torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        if affinity:
-            os.sched_setaffinity(0, affinity)
-        for other in others:
-            other.kill()
-            other.join()
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="isoflop_", ignore_cleanup_errors=True))
+        try:
+            for core in cores[1:]:
+                ready = spawn.Event()
+                args = (trial(cell, ENDLESS_STEPS, f"{folder}/{core}"), run_cell, device, core, ready)
+                others.append(spawn.Process(target=train_beside, args=args, daemon=True))
+                others[-1].start()
+                ready.wait(60)
+            if affinity:
+                os.sched_setaffinity(0, {cores[0]})
+            torch.set_num_threads(1)
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            if affinity:
+                os.sched_setaffinity(0, affinity)
+            for other in others:
+                other.kill()
+                other.join()
 
 
 # ----- all cells -----
 
 
 def estimates(
-    cells: list[Cell], train, world: World, tokens: TokenData, mfu: float | None = None, cores: tuple = ()
+    cells: list[Cell], ask, device: str, tokens: TokenData, mfu: float | None = None, processes: int = 1
 ) -> list[Estimate]:
     """One Estimate per cell: measured at up to MEASURED_SIZES sizes and read between them in logs, or from mfu.
 
     Parameters
     ----------
-    train : train.train, or a function of a module that takes and returns the same. Every rank of `world` calls this.
+    ask : function(cell) -> {"record": dict} of a run that all processes of a cell take part in, or {"status": ..}.
     mfu : share of the device's peak, in place of measured times; UserError where the peak is unknown.
-    cores : one per process that will run cells at once, on a CPU; times are then those of that many at work.
+    processes : that share a cell.
     """
     if mfu is not None:
-        return from_mfu(cells, world, mfu)
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="isoflop_dry_run_", ignore_cleanup_errors=True))
-        if len(cores) > 1:
-            middle = sorted(cells, key=lambda c: c.cost)[len(cells) // 2]
-            stack.enter_context(company(middle, train, world.device, list(cores), folder))
-        measured = measure_sizes(cells, train, world, folder)
+        return from_mfu(cells, device, mfu, processes)
+    with tempfile.TemporaryDirectory(prefix="isoflop_", ignore_cleanup_errors=True) as folder:
+        measured = measure_sizes(cells, ask, folder)
     x, fixed, row, eval_s, other_s, memory = np.array(measured).T
     out = []
     for c in cells:
@@ -182,7 +182,7 @@ def estimates(
     return out
 
 
-def measure_sizes(cells: list[Cell], train, world: World, folder: str) -> list[tuple]:
+def measure_sizes(cells: list[Cell], ask, folder: str) -> list[tuple]:
     """Per measured size (ln N, seconds of a step, of each row in it, of evaluating a token, of the rest, GB).
 
     A size is measured at its smallest and its largest batch, for a step costs fixed + row x batch. Memory on a CPU is
@@ -196,10 +196,10 @@ def measure_sizes(cells: list[Cell], train, world: World, folder: str) -> list[t
     out = []
     for n in [sizes[i] for i in picked]:
         few, many = by_size[n][0], by_size[n][-1]
-        step_s, *rest = measure(few, train, world, folder)
+        step_s, *rest = measure(few, ask, folder)
         fixed, row = 0.0, step_s / few.plan.batch_size
         if many.plan.batch_size > few.plan.batch_size:
-            long_s, *rest = measure(many, train, world, folder)
+            long_s, *rest = measure(many, ask, folder)
             row = (long_s - step_s) / (many.plan.batch_size - few.plan.batch_size)
             row = max(row, 0.25 * long_s / many.plan.batch_size)  # a few noisy steps must not make rows free
             fixed = max(0.0, long_s - row * many.plan.batch_size)
@@ -207,12 +207,12 @@ def measure_sizes(cells: list[Cell], train, world: World, folder: str) -> list[t
     return out
 
 
-def from_mfu(cells: list[Cell], world: World, mfu: float) -> list[Estimate]:
+def from_mfu(cells: list[Cell], device: str, mfu: float, processes: int) -> list[Estimate]:
     """Estimates from a share of the device's peak."""
-    gpu = gpus.find(devices.device_name(world.device))
+    gpu = gpus.find(devices.device_name(device))
     if gpu is None:
         raise UserError(f"--mfu {mfu:g} needs the peak of this device, which is unknown; leave it out")
-    flops_per_s = mfu * gpu.peak * world.size
+    flops_per_s = mfu * gpu.peak * processes
     out = []
     for c in cells:
         forward = c.tc.val_tokens * c.plan.flops_per_token_exact / 3
