@@ -10,12 +10,14 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from isoflop import device as devices
 from isoflop import display, gpus
@@ -100,6 +102,7 @@ def measure(cell: Cell, ask, folder: str) -> tuple[float, float, float, float]:
 def train_beside(cell: Cell, run_cell, device: str, core: int, ready):
     """Train a cell on one core until this process is killed; `ready` is set after the first step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    tqdm.set_lock(threading.RLock())  # a progress bar's own lock would be reported as leaked after the kill
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
