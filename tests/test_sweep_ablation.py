@@ -21,7 +21,7 @@ from isoflop.sweep.cells import Planner
 BUDGETS, SHAPES = (1e9, 4e9, 1.6e10), ((8, 1), (12, 1), (16, 1), (24, 1), (32, 2))
 FLAGS = {"block_size": 32, "val_tokens": 1024, "device": "cpu"}
 CONFIG = sweep.SweepConfig(
-    flop_budgets=BUDGETS, n_embds=tuple(w for w, _ in SHAPES), n_layers=tuple(d for _, d in SHAPES), study="porian"
+    flop_budgets=BUDGETS, n_embds=tuple(w for w, _ in SHAPES), n_layers=tuple(d for _, d in SHAPES), ablation="porian"
 )
 
 
@@ -128,7 +128,7 @@ def test_a_whole_ablation(toy_data, tmp_path, script):
     out = tmp_path / "out"
     flags = ["--flop_budgets", "2e8", "4e8", "8e8", "--n_embds", 8, 12, 16, 24, "--n_layers", 1, 1, 1, 1]
     flags += ["--block_size", 32, "--val_tokens", 1024, "--data_dir", toy_data, "--out_dir", out, "--device", "cpu"]
-    done = script("sweep.py", "--study", "porian", *flags, timeout=400)
+    done = script("sweep.py", "--ablation", "porian", *flags, timeout=400)
     assert done.returncode == 0, done.stderr
     rows = rows_of(out, "ablation.csv")
     assert {row["variant"] for row in rows} == set(ablation.VARIANTS) - {"other_vocab"}
@@ -137,7 +137,7 @@ def test_a_whole_ablation(toy_data, tmp_path, script):
     assert text in done.stdout
     again = script("-m", "isoflop.sweep.ablation", out)
     assert (again.returncode, again.stdout, (out / "ablation.md").read_text()) == (0, text, text)
-    once_more = script("sweep.py", "--study", "porian", *flags)
+    once_more = script("sweep.py", "--ablation", "porian", *flags)
     assert once_more.returncode == 0 and "[1/" not in once_more.stdout
 
 
@@ -185,6 +185,6 @@ def test_rows_without_a_minimum_have_a_table_and_no_picture(tmp_path):
 def test_a_budget_too_small_for_the_middle_size_is_one_line():
     bad = SimpleNamespace(plan=None, refused="--flop_budget 1 buys 0 tokens")
     fake = SimpleNamespace(n=lambda shape: shape[0], cell=lambda *a, **k: bad)
-    config = SimpleNamespace(flop_budgets=(1.0,), shapes=lambda planner: [(8, 1)], seeds=None)
+    config = SimpleNamespace(flop_budgets=(1.0,), model_sizes=lambda planner: [(8, 1)], seeds=None)
     with pytest.raises(UserError, match="--ablation: --flop_budget 1 buys"):
         ablation.cells("base", config, fake)
