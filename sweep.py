@@ -406,7 +406,9 @@ def finish(job: Job, results: ResultsFile, capped: str) -> int:
             print(fit_text(sc, results))
     except ValueError as error:
         print(f"no fit: {error}")
-    written = "ablation.csv, ablation.md and ablation.png" if sc.ablation else "fit.json, prediction.md and the pictures"
+    written = "fit.json, prediction.md and the pictures"
+    if sc.ablation:
+        written = "ablation.csv, ablation.md and ablation.png"
     print(summary.totals(results, written))
     if not sc.ablation:
         command = summary.next_command(sc, job.planner, results)
