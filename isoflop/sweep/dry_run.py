@@ -31,7 +31,7 @@ from isoflop.train.validation import validation_rows
 MEASURED_SIZES = 8  # at most so many sizes are timed, the smallest and the largest among them
 TRIAL_S = 0.4  # seconds of steps that a timed batch gets
 MIN_STEPS, MAX_STEPS = 4, 200  # bounds of those steps
-EVAL_TOKENS = 2**14  # validation tokens of a trial: two of evaluate()'s chunks
+EVAL_TOKENS = 2**13  # validation tokens of a trial: one of evaluate()'s chunks
 ENDLESS_STEPS = 10**6  # of a run that others are timed beside; it is killed long before
 COLUMNS = (
     "budget", "width", "depth", "N (matmul)", "N total", "N non-emb", "D", "D/N", "tok/step", "steps", "epochs", "6ND",
