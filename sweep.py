@@ -13,7 +13,6 @@ passed on to every cell. isoflop/sweep/grid.py says which cells there are.
 import contextlib
 import dataclasses
 import gc
-import math
 import os
 import shutil
 import sys
@@ -53,7 +52,6 @@ EXCLUSIVE = (
     ("ablation", "recentre"), ("ablation", "lrs"), ("ablation", "tune_lr"), ("ablation", "reuse_trunk"),
     ("ablation", "simulate"), ("ablation", "api"), ("ablation", "retry"), ("ablation", "law"),
 )  # fmt: skip
-SLOW_WIDTH = 48  # a FLOP of a model so wide takes twice the time of a wide one's, by the default grid on a CPU
 SMALL_FLOPS = 1e11  # below it a CPU is done before its workers would have started
 
 
@@ -61,7 +59,9 @@ SMALL_FLOPS = 1e11  # below it a CPU is done before its workers would have start
 class SweepConfig:
     """The grid, its limits, and where its results go."""
 
-    flop_budgets: tuple[float, ...] = option(DEFAULT_BUDGETS, "budgets, C = 6ND (default: 5e10 1.5e11 4.5e11)", group="grid", above=0, max=1e40)
+    flop_budgets: tuple[float, ...] = option(
+        DEFAULT_BUDGETS, "budgets, C = 6ND (default: 5e10 1.5e11 4.5e11)", group="grid", above=0, max=1e40
+    )
     n_embds: tuple[int, ...] | None = option(None, "widths (default: --sizes around a guess)", min=1, max=2**20)
     n_layers: tuple[int, ...] | None = option(None, "depths, paired (default: by width)", min=1, max=2**12)
     n_heads: tuple[int, ...] | None = option(None, "heads, paired (default: as in train.py)", min=1, max=2**12)
@@ -125,13 +125,9 @@ class SweepConfig:
         check(self, problems)
         object.__setattr__(self, "parallel", PARALLEL.get(self.parallel))
 
-    def model_sizes(self, planner: Planner) -> list[ModelSize]:
-        """The sizes of --ablation, the same at every budget."""
-        if self.depths or self.n_embds:
-            return grid.sizes_of(self, planner, None, 0.0)
-        low, high = math.log(min(self.flop_budgets)), math.log(max(self.flop_budgets))
-        centre = grid.guess_n_opt(math.exp((low + high) / 2))
-        return grid.spread_sizes(planner, centre, self.sizes, 0.25 * (high - low))
+    def shapes(self, planner: Planner) -> list[ModelSize]:
+        """The sizes of --ablation."""
+        return grid.ablation_sizes(self, planner)
 
     @property
     def moves(self) -> bool:
@@ -235,6 +231,24 @@ class Job:
             self.cells |= {c.run_id: c for c in cells if not c.probe}
             yield cells
 
+    def count_workers(self, todo: list[Cell]) -> int:
+        """How many workers are to share the cells; 0 where this process group runs them in turn."""
+        sc, world, ranks = self.sc, self.world, int(os.environ.get("WORLD_SIZE", 1))
+        if self.asked or sc.parallel == "ddp" or world.size > 1:
+            return 0
+        if ranks > 1:  # each watches a worker of its own, and waits for cells
+            return ranks
+        if not todo:
+            return 0
+        count = sc.workers or workers.default_count(world.device)
+        if not sc.moves:  # else the next budgets bring more cells
+            count = min(count, len(todo))
+        if sc.parallel is None:
+            large = sum(c.cost for c in todo) >= SMALL_FLOPS or sc.moves or sc.workers
+            if world.device != "cpu" or not large or count == 1:
+                return 0
+        return count
+
     def ask(self, cell: Cell) -> dict:
         """The answer to one cell, in this process."""
         if self.asked is None:
@@ -289,12 +303,12 @@ def sweep(job: Job, here: executors.InGroup) -> int:
             world.print0(dry_run.table(cells, results.done()))
 
             # what is missing, and who runs it
-            todo = missing_cells(job, cells, results)
-            count = count_workers(job, todo)
+            todo = results.missing(cells, job.planner, sc.retry)
+            count = job.count_workers(todo)
             if count and executor is here:
                 executor = workers.Pool(world.device, count)
                 stack.callback(executor.close)
-            queue = executors.Queue(in_order(sc, todo, executor is not here), results, sc, job.stop)
+            queue = executors.Queue(executor.in_order(todo, sc), results, sc, job.stop)
             job.known += len(todo)
             bar.total = bar.n + sum(c.cost for c in todo)
 
@@ -310,54 +324,9 @@ def sweep(job: Job, here: executors.InGroup) -> int:
             capped = queue.capped
             if capped:
                 break
-            clear_trunks(cells, results)
+            results.clear_trunks(cells)
         here.close()  # the other ranks need not wait for the fit
         return finish(job, results, capped)
-
-
-def missing_cells(job: Job, cells: list[Cell], results: ResultsFile) -> list[Cell]:
-    """The cells that are still to run. Rows that need no run are added first: refusals, and runs that lost theirs."""
-    for cell in cells:
-        if cell.refused and cell.run_id not in results.done():
-            results.add(cell, job.planner.record(cell, "refused"), job.source)
-    if job.sc.retry:
-        places = results.places()
-        return [c for c in cells if not c.refused and c.place not in places]
-    done = results.done()
-    todo = [c for c in cells if not c.refused and c.run_id not in done]
-    if job.asked is None:
-        todo = [c for c in todo if not results.recover(c, job.source)]
-    return todo
-
-
-def count_workers(job: Job, todo: list[Cell]) -> int:
-    """How many workers are to share the cells; 0 where this process group runs them in turn."""
-    sc, world = job.sc, job.world
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
-    if job.asked or sc.parallel == "ddp" or world.size > 1:
-        return 0
-    if ranks > 1:  # each watches a worker of its own, and waits for cells
-        return ranks
-    if not todo:
-        return 0
-    count = torch.cuda.device_count() if world.device == "cuda" else len(workers.cores())
-    count = sc.workers or count
-    if not sc.moves:  # else the next budgets bring more cells
-        count = min(count, len(todo))
-    if sc.parallel is None:
-        large = sum(c.cost for c in todo) >= SMALL_FLOPS or sc.moves or sc.workers
-        if world.device != "cpu" or not large or count == 1:
-            return 0
-    return count
-
-
-def in_order(sc: SweepConfig, todo: list[Cell], side_by_side: bool) -> list[Cell]:
-    """The cells as they are to start: side by side the longest first, in turn trunks before branches."""
-    if not side_by_side:
-        return sorted(todo, key=lambda c: bool(c.start))
-    if sc.total_flops or sc.max_hours:  # a cap lets the smallest through
-        return todo
-    return sorted(todo, key=lambda c: -c.cost * (1 + SLOW_WIDTH / c.mc.n_embd))
 
 
 def settle(job: Job, cell: Cell, answer: dict, results: ResultsFile):
@@ -384,17 +353,6 @@ def settle(job: Job, cell: Cell, answer: dict, results: ResultsFile):
     job.world.print0(head + text)
 
 
-def clear_trunks(cells: list[Cell], results: ResultsFile):
-    """Remove the checkpoints that all their branches have used."""
-    done, trunks = results.done(), results.folder / "trunks"
-    for trunk in cells:
-        branches = [c for c in cells if c.trunk == trunk.run_id]
-        if trunk.keep and all(c.run_id in done for c in branches):
-            shutil.rmtree(trunks / trunk.run_id, ignore_errors=True)
-    with contextlib.suppress(OSError):  # not there, or not empty
-        trunks.rmdir()
-
-
 def finish(job: Job, results: ResultsFile, capped: str) -> int:
     """Fit everything the CSV holds, print the table, the next command and what is missing; how many cells that is."""
     sc, out = job.sc, str(results.folder)
@@ -406,19 +364,17 @@ def finish(job: Job, results: ResultsFile, capped: str) -> int:
             print(fit_text(sc, results))
     except ValueError as error:
         print(f"no fit: {error}")
-    written = "fit.json, prediction.md and the pictures"
-    if sc.ablation:
-        written = "ablation.csv, ablation.md and ablation.png"
+    written = (
+        "ablation.csv, ablation.md and ablation.png" if sc.ablation else "fit.json, prediction.md and the pictures"
+    )
     print(summary.totals(results, written))
     if not sc.ablation:
         command = summary.next_command(sc, job.planner, results)
         if command:
             print(f"next: {command}")
-    if capped:
-        print(f"stopped: {capped}")
     missing = summary.without_result(sc, list(job.cells.values()), results)
-    if missing:
-        print(summary.missing_text(missing, len(job.cells)))
+    if missing or capped:
+        print(summary.missing_text(missing, len(job.cells), capped))
     return len(missing) or int(bool(capped))
 
 
@@ -446,48 +402,27 @@ def show_dry_run(job: Job, here: executors.InGroup):
     cells = [c for stage in stages for c in stage]
     good, done = [c for c in cells if not c.refused], results.done()
     todo = [c for c in good if c.run_id not in done]
-    costs, room, count = {}, None, max(1, count_workers(job, todo))
+    costs, room, count = {}, None, max(1, job.count_workers(todo))
     if job.asked is None:
-        costs = dict(zip(good, estimated_costs(job, here, good, count), strict=True))
+        beside = contextlib.nullcontext()
+        if count > 1 and world.device == "cpu" and not sc.mfu:
+            middle = sorted(good, key=lambda c: c.cost)[len(good) // 2]
+            beside = dry_run.company(middle, run_cell, world.device, workers.cores()[:count])
+        with beside:
+            found = dry_run.estimates(good, here.one, world.device, job.planner.tokens, sc.mfu, world.size)
+        costs = dict(zip(good, found, strict=True))
         room = dry_run.memory_gb(world.device, count)
     listed = [costs.get(c) for c in cells] if costs else None
     world.print0(dry_run.table(cells, done, listed, sc.price_per_hour, room, full=True))
-    own, real = sum(c.plan.flops for c in todo), sum(c.cost for c in todo)
-    text = f"{len(todo)} of {len(cells)} cells to run: {own:.4g} FLOPs"
-    if real < own:
-        text += f", {real:.4g} really spent ({own / real:.2f}x less)"
-    if costs:
-        text += time_text(job, [costs[c].seconds for c in todo], count)
-    world.print0(text)
+    seconds = [costs[c].seconds for c in todo if c in costs]
+    world.print0(summary.what_is_left(todo, len(cells), seconds, count, sc.price_per_hour, world.size))
     if sc.moves and not grid.decided(results.folder):
         world.print0("sizes of later budgets will move with the fit of the earlier ones (--no-recentre: they stay)")
-    if sc.total_flops and results.spent() + real > sc.total_flops:
+    if sc.total_flops and results.spent() + sum(c.cost for c in todo) > sc.total_flops:
         world.print0(f"--total_flops {sc.total_flops:g} will stop it: {results.spent():.4g} are spent already")
     if sc.ablation:  # one variant is one grid
         good = [c for c in stages[0] if not c.refused]
     world.print0(power.describe(good, sc.law or sc.simulate, results.folder, sc.noise, sc.predict_flops))
-
-
-def estimated_costs(job: Job, here: executors.InGroup, cells: list[Cell], count: int) -> list:
-    """An Estimate of each cell, timed beside as many other processes as will run."""
-    tokens, device = job.planner.tokens, job.world.device
-    company = contextlib.nullcontext()
-    if count > 1 and device == "cpu" and not job.sc.mfu:
-        middle = sorted(cells, key=lambda c: c.cost)[len(cells) // 2]
-        company = dry_run.company(middle, run_cell, device, workers.cores()[:count])
-    with company:
-        return dry_run.estimates(cells, here.ask_all, device, tokens, job.sc.mfu, job.world.size)
-
-
-def time_text(job: Job, seconds: list[float], count: int) -> str:
-    """How long runs of so many seconds take on `count` workers, and what they cost."""
-    wall = max([sum(seconds) / count, *seconds])
-    text = f", about {wall / 60:.1f} minutes"
-    if count > 1:
-        text += f" on {count} workers"
-    if job.sc.price_per_hour:
-        text += f", price {sum(seconds) / 3600 * job.sc.price_per_hour * job.world.size:.3g}"
-    return text
 
 
 # ----- command line -----

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import sweep
+from isoflop import files
 from isoflop.config import ModelConfig
 from isoflop.flops import count_params
-from isoflop import files
 from isoflop.sweep import cells, grid, results
 
 ROOT = Path(__file__).resolve().parent.parent

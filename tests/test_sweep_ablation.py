@@ -185,6 +185,6 @@ def test_rows_without_a_minimum_have_a_table_and_no_picture(tmp_path):
 def test_a_budget_too_small_for_the_middle_size_is_one_line():
     bad = SimpleNamespace(plan=None, refused="--flop_budget 1 buys 0 tokens")
     fake = SimpleNamespace(n=lambda shape: shape[0], cell=lambda *a, **k: bad)
-    config = SimpleNamespace(flop_budgets=(1.0,), model_sizes=lambda planner: [(8, 1)], seeds=None)
+    config = SimpleNamespace(flop_budgets=(1.0,), shapes=lambda planner: [(8, 1)], seeds=None)
     with pytest.raises(UserError, match="--ablation: --flop_budget 1 buys"):
         ablation.cells("base", config, fake)

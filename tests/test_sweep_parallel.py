@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 import sweep
+from isoflop import files
 from isoflop.config import ModelConfig
 from isoflop.data import reader
 from isoflop.distributed import World
-from isoflop import files
 from isoflop.sweep import cells as cells_
 from isoflop.sweep import grid, results, workers
 from isoflop.train.plan import TrainConfig

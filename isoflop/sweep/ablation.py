@@ -66,7 +66,7 @@ def cells(name: str, sc, planner, other=None) -> dict[tuple, object]:
     mistakes = ALL if name == "all" else (name,)
     maker = other if name == "other_vocab" else planner
     budgets = sorted(set(sc.flop_budgets))
-    sizes = sorted(sc.model_sizes(planner), key=planner.n)
+    sizes = sorted(sc.shapes(planner), key=planner.n)
     middle, top = sizes[len(sizes) // 2], budgets[-1]
     mean = planner.cell(middle, math.exp(sum(map(math.log, budgets)) / len(budgets))).plan
     largest = planner.cell(middle, top).plan

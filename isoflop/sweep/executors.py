@@ -1,7 +1,8 @@
 """Running the cells of a stage: the queue that they wait in, the caps, and the executor of one process group.
 
-An executor has run(queue), which yields (cell, answer) as cells end, and close(). InGroup trains, draws or asks for
-one cell after another, all processes of a group together; workers.Pool trains several at once, a process each.
+An executor has run(queue), which yields (cell, answer) as cells end, in_order(cells, limits) and close(). InGroup
+trains, draws or asks for one cell after another, all processes of a group together; workers.Pool trains several at
+once, a process each.
 
 An answer is {"record": dict} of a run that ended, or {"status", "error"} of one without a record.
 """
@@ -107,8 +108,12 @@ class InGroup:
         self.ask = ask
         self.closed = False
 
-    def ask_all(self, cell: Cell) -> dict:
-        """The answer to one cell that all ranks take part in."""
+    def in_order(self, cells: list[Cell], limits) -> list[Cell]:
+        """The cells as they are to start: trunks before branches."""
+        return sorted(cells, key=lambda c: bool(c.start))
+
+    def one(self, cell: Cell) -> dict:
+        """The answer to one cell."""
         try:
             broadcast(self.world, cell)
             return self.ask(cell)
@@ -117,8 +122,9 @@ class InGroup:
             raise
 
     def run(self, queue: Queue) -> Iterator[tuple[Cell, dict]]:
+        """Yield (cell, answer) as cells end."""
         while (cell := queue.take()) is not None:
-            answer = self.ask_all(cell)
+            answer = self.one(cell)
             if answer.get("status") == "interrupted":
                 queue.interrupted = True  # by a signal that perhaps another rank alone has had
             yield cell, answer

@@ -72,6 +72,15 @@ def depth_sizes(depths) -> list[ModelSize]:
     return sizes
 
 
+def ablation_sizes(sc, planner: Planner) -> list[ModelSize]:
+    """The sizes of --ablation, the same at every budget: they reach further the further apart the budgets are."""
+    if sc.depths or sc.n_embds:
+        return sizes_of(sc, planner, None, 0.0)
+    low, high = math.log(min(sc.flop_budgets)), math.log(max(sc.flop_budgets))
+    centre = guess_n_opt(math.exp((low + high) / 2))
+    return spread_sizes(planner, centre, sc.sizes, 0.25 * (high - low))
+
+
 def best_guess(flops: float, rows: list[dict]) -> float | None:
     """N* at `flops` from this sweep's own finished runs below it; None without any.
 

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -221,6 +222,33 @@ class ResultsFile:
             return False
         self.add(cell, asdict(record), source)
         return True
+
+    def missing(self, cells: list[Cell], planner, retry: bool = False) -> list[Cell]:
+        """The cells that are still to run. Rows that need no run are added first: refusals, and rows that a kill lost.
+
+        retry : run every cell whose place in the grid has no usable result, whatever has run there.
+        """
+        done = self.done()
+        for cell in cells:
+            if cell.refused and cell.run_id not in done:
+                self.add(cell, planner.record(cell, "refused"), planner.source)
+        if retry:
+            places = self.places()
+            return [c for c in cells if not c.refused and c.place not in places]
+        todo = [c for c in cells if not c.refused and c.run_id not in done]
+        if planner.source == "trained":
+            todo = [c for c in todo if not self.recover(c, planner.source)]
+        return todo
+
+    def clear_trunks(self, cells: list[Cell]):
+        """Remove the checkpoints of trunks whose branches have all run."""
+        done, trunks = self.done(), self.folder / "trunks"
+        for trunk in cells:
+            branches = [c for c in cells if c.trunk == trunk.run_id]
+            if trunk.keep and all(c.run_id in done for c in branches):
+                shutil.rmtree(trunks / trunk.run_id, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not there, or not empty
+            trunks.rmdir()
 
 
 def seed_noise(rows: list[dict]) -> dict:

@@ -1,4 +1,4 @@
-"""The last lines of a sweep: what it cost, the command for one more budget, and what is missing."""
+"""Lines around a sweep: what is left to run, what it cost, the command for one more budget, what is missing."""
 
 from isoflop.sweep import grid
 from isoflop.sweep.cells import Cell, Planner
@@ -7,8 +7,28 @@ from isoflop.sweep.results import ResultsFile, resume_command
 GRID_FLAGS = ("flop_budgets", "n_embds", "n_layers", "n_heads", "depths", "sizes", "recentre", "no-recentre", "retry")
 
 
-def totals(results: ResultsFile, written: str) -> str:
-    """How many runs there are and what they cost. written : the files that a fit or an ablation leaves."""
+def what_is_left(todo: list[Cell], planned: int, seconds: list[float], count: int, price, processes: int) -> str:
+    """What is still to run, for --dry_run.
+
+    seconds : of each cell, or [] where unknown. count : workers. price : of an hour of one of a cell's `processes`.
+    """
+    own, real = sum(c.plan.flops for c in todo), sum(c.cost for c in todo)
+    text = f"{len(todo)} of {planned} cells to run: {own:.4g} FLOPs"
+    if real < own:
+        text += f", {real:.4g} really spent ({own / real:.2f}x less)"
+    if not seconds:
+        return text
+    wall = max([sum(seconds) / count, *seconds])
+    text += f", about {wall / 60:.1f} minutes"
+    if count > 1:
+        text += f" on {count} workers"
+    if price:
+        text += f", price {sum(seconds) / 3600 * price * processes:.3g}"
+    return text
+
+
+def totals(results: ResultsFile, is_ablation: bool) -> str:
+    """How many runs there are, what they cost, and what files the fit or the ablation left."""
     rows = results.all_rows()
     own = sum(float(r["flops"] or 0) for r in rows)
     spent = sum(float(r["flops_spent"]) for r in rows)
@@ -19,6 +39,9 @@ def totals(results: ResultsFile, written: str) -> str:
         text += f"; {spent:.3g} FLOPs really spent, {own / spent:.2f}x less"
     if results.cut_off():
         text += f"; runs that were cut off count {results.cut_off():.3g} FLOPs more"
+    written = "fit.json, prediction.md and the pictures"
+    if is_ablation:
+        written = "ablation.csv, ablation.md and ablation.png"
     return f"{text}; {written} are in {results.folder}"
 
 
@@ -54,8 +77,8 @@ def without_result(sc, cells: list[Cell], results: ResultsFile) -> list[tuple[Ce
     return missing
 
 
-def missing_text(missing: list[tuple[Cell, str]], planned: int) -> str:
-    """Which of the planned cells have no result, and the command that runs just those."""
+def missing_text(missing: list[tuple[Cell, str]], planned: int, capped: str) -> str:
+    """Which of the planned cells have no result, and the command that runs just those. capped : the cap, or ""."""
     lines, kinds, oom_rows, diverged_rate = [], {}, [], None
     for cell, status in missing:
         kinds[status] = kinds.get(status, 0) + 1
@@ -65,6 +88,10 @@ def missing_text(missing: list[tuple[Cell, str]], planned: int) -> str:
             oom_rows.append(cell.plan.micro_batch_size)
         if status == "diverged" and diverged_rate is None:
             diverged_rate = cell.plan.lr
+    if capped:
+        lines.append(f"stopped: {capped}")
+    if not missing:
+        return "\n".join(lines)
     without, more = ("retry",), []
     if set(kinds) - {"not run"}:
         more.append("--retry")

@@ -36,6 +36,7 @@ from isoflop.sweep.executors import Queue
 from isoflop.train.plan import TrainConfig
 
 SCRIPT = Path(__file__).resolve().parents[2] / "sweep.py"  # started with --worker, it calls work()
+SLOW_WIDTH = 48  # a FLOP of a model so wide takes twice the time of a wide one's, by the default grid on a CPU
 POLL_S = 0.02  # how often rank 0 looks for finished cells
 ALIVE_S = 0.5  # how often a rank says that it still watches its worker
 SILENT_S = 120.0  # a rank that has said nothing for so long is taken for dead, with its worker
@@ -137,6 +138,11 @@ def cores() -> list[int]:
     except (OSError, ValueError):  # "max", or no such file
         pass
     return found
+
+
+def default_count(device: str) -> int:
+    """Workers of this machine: one per GPU or core."""
+    return torch.cuda.device_count() if device == "cuda" else len(cores())
 
 
 def placement(device: str, local: int, of: int) -> tuple[str, int | None, int | None]:
@@ -242,6 +248,12 @@ class Pool:
         prefix = f"isoflop{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
         self.store = dist.PrefixStore(prefix, store)
         return f"{host},{store.port},{prefix}"
+
+    def in_order(self, cells: list[Cell], limits) -> list[Cell]:
+        """The cells as they are to start: the longest first, so that all workers end at about the same time."""
+        if limits.total_flops or limits.max_hours:  # as many as fit under the cap
+            return cells
+        return sorted(cells, key=lambda c: -c.cost * (1 + SLOW_WIDTH / c.mc.n_embd))
 
     def run(self, queue: Queue) -> Iterator[tuple[Cell, dict]]:
         """Yield (cell, answer) as cells end; a cell whose worker died has the status "died"."""
