@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from helpers import simulated_table
 
 import data
 import eval
@@ -269,7 +270,7 @@ def test_a_run_without_weights_costs_the_others_nothing(sweep, toy_data, capsys)
 def test_fit_draws_scores(tmp_path, monkeypatch):
     """Score columns, with a gap and without errors, become a picture; a CSV that has none gets none, and no word."""
     monkeypatch.setattr(report, "PICTURES", {"scores.png": figures.PICTURES["scores.png"]})  # the others take seconds
-    table = fit.simulated(laws.Law(1.7, 400.0, 1500.0, 0.34, 0.36), [1e17, 1e18, 1e19], 5, 10.0, 0.003, 1)
+    table = simulated_table(laws.Law(1.7, 400.0, 1500.0, 0.34, 0.36), [1e17, 1e18, 1e19], 5, 10.0)
     lines = ["run_id,n_params_matmul,tokens,flops,val_loss,score_core,score_core_se,score_piqa"]
     for i, (n, d, c, loss) in enumerate(zip(table.n, table.d, table.c, table.loss, strict=True)):
         core, piqa = f"{0.5 - loss / 10},0.01", "" if i == 3 else "0.5"

@@ -81,7 +81,7 @@ def test_readme_commands_parse(line, name, flags):
     if name == "data.py":
         data.parse(flags)
     elif name == "fit.py":
-        fit.parse(flags)
+        fit.make_parser().parse_args(flags)
     elif name == "sweep.py":
         Parser(name, "", SweepConfig, ModelConfig, TrainConfig, skip=SWEPT).parse_args(flags)
     elif name == "model.py":

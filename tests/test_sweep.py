@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import sweep
+from isoflop import files
 from isoflop.config import ModelConfig
 from isoflop.flops import count_params
 from isoflop.sweep import cells, grid, results
@@ -151,18 +152,18 @@ def test_a_row_lost_between_record_and_csv_is_recovered(undisturbed, tmp_path):
 
 
 def test_two_sweeps_in_one_folder(tmp_path):
-    with results.locked(tmp_path):
+    with files.folder_lock(tmp_path, "sweep"):
         with pytest.raises(ValueError, match="in use by another sweep"):
-            with results.locked(tmp_path):
+            with files.folder_lock(tmp_path, "sweep"):
                 pass
-    with results.locked(tmp_path):
+    with files.folder_lock(tmp_path, "sweep"):
         pass
 
 
 def test_default_sizes_surround_the_guess():
     for flops in (5e10, 1e12, 1e15):
-        shapes = grid.default_shapes(flops, 512, 5)
-        ns = [count_params(ModelConfig(d, w, vocab_size=512))["matmul"] for w, d in shapes]
+        shapes = grid.default_sizes(flops, 512, 5)
+        ns = [count_params(ModelConfig(d, w, vocab_size=512))["matmul"] for w, d, _ in shapes]
         assert len(ns) == 5 and ns == sorted(ns)
         assert ns[0] < grid.guess_n_opt(flops) < ns[-1]
 

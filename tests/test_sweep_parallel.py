@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import sweep
+from isoflop import files
 from isoflop.config import ModelConfig
 from isoflop.data import reader
 from isoflop.distributed import World
@@ -130,7 +131,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_same_command_goes_on(toy_data, tmp
     assert run(*[str(whole) if f == str(tmp_path / "out") else f for f in flags], "--parallel", "data") == 0
     assert losses(tmp_path / "out") == losses(whole)
     assert not list((tmp_path / "out" / "cells").glob("*/checkpoints"))
-    assert results.Book(tmp_path / "out").spent() == sum(float(r["flops_spent"]) for r in rows(tmp_path / "out"))
+    assert results.ResultsFile(tmp_path / "out").spent() == sum(float(r["flops_spent"]) for r in rows(tmp_path / "out"))
 
 
 # ----- trunk and branch -----
@@ -188,7 +189,7 @@ def test_a_cell_that_fails_is_a_row_and_retry_runs_just_those(toy_data, tmp_path
         return dataclasses.replace(record, status="diverged", val_loss=None) if mc.n_embd == 12 else record
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers, "train", fragile)
+        patch.setattr(sweep, "train", fragile)
         assert run(*flags) == 1
     table, out = rows(tmp_path / "out"), capsys.readouterr().out
     status = {w: {r["status"] for r in table if r["n_embd"] == w} for w in ("8", "12", "16", "24")}
@@ -253,28 +254,28 @@ def test_a_damaged_last_row_is_moved_aside_and_an_earlier_one_is_named(tmp_path)
 
 def test_a_run_that_was_cut_off_counts_in_full(tmp_path):
     cell = cells_.Cell("abc", (8, 1, None), 1e9, 0, plan=type("P", (), {"flops": 900, "steps": 10})())
-    book = results.Book(tmp_path)
+    book = results.ResultsFile(tmp_path)
     book.begin(cell)
     book.begin(cell)
-    assert results.Book(tmp_path).spent() == 1800
+    assert results.ResultsFile(tmp_path).spent() == 1800
     book.withdraw(cell)
-    assert book.spent() == results.Book(tmp_path).spent() == 900
+    assert book.spent() == results.ResultsFile(tmp_path).spent() == 900
     book.add(cell, fake("abc", steps=10, flops=900), "trained")
-    assert book.spent() == results.Book(tmp_path).spent() == 900
+    assert book.spent() == results.ResultsFile(tmp_path).spent() == 900
 
 
 def test_hours_are_capped_too(in_turn, toy_data, tmp_path, capsys):
     shutil.copytree(in_turn, tmp_path / "out")
-    took = results.Book(tmp_path / "out").hours()
+    took = results.ResultsFile(tmp_path / "out").hours()
     flags = ["--flop_budgets", "4e8", "8e8", *SMALL, "--data_dir", toy_data, "--out_dir", tmp_path / "out"]
     assert run(*flags, "--max_hours", took) == 1
     assert len(rows(tmp_path / "out")) == 12 and "stopped: --max_hours" in capsys.readouterr().out
 
 
 def test_the_second_sweep_names_the_first(tmp_path):
-    with results.locked(tmp_path):
+    with files.folder_lock(tmp_path, "sweep"):
         with pytest.raises(ValueError, match=f"process {os.getpid()} on .* since 20"):
-            with results.locked(tmp_path):
+            with files.folder_lock(tmp_path, "sweep"):
                 pass
 
 

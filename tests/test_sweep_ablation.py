@@ -1,30 +1,33 @@
-"""--study porian: each variant changes one thing, a miscount moves the exponent as it must, and the whole runs."""
+"""--ablation porian: each variant changes one thing, a miscount moves the exponent as it must, and the whole runs."""
 
 import csv
+import shutil
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers import rows_of
 
 import sweep
+from isoflop.data import reader
 from isoflop.distributed import World
 from isoflop.laws import PUBLISHED
+from isoflop.options import UserError
 from isoflop.sweep import ablation
-from isoflop.sweep import cells as grid
+from isoflop.sweep.cells import Planner
 
 BUDGETS, SHAPES = (1e9, 4e9, 1.6e10), ((8, 1), (12, 1), (16, 1), (24, 1), (32, 2))
 FLAGS = {"block_size": 32, "val_tokens": 1024, "device": "cpu"}
 CONFIG = sweep.SweepConfig(
-    flop_budgets=BUDGETS, n_embds=tuple(w for w, _ in SHAPES), n_layers=tuple(d for _, d in SHAPES), study="porian"
+    flop_budgets=BUDGETS, n_embds=tuple(w for w, _ in SHAPES), n_layers=tuple(d for _, d in SHAPES), ablation="porian"
 )
 
 
 @pytest.fixture
 def planner(toy_data, tmp_path):
-    from isoflop.data import reader
-
-    return grid.Planner(str(tmp_path), {**FLAGS, "data_dir": toy_data}, reader.open_data(toy_data), World())
+    return Planner(str(tmp_path), {**FLAGS, "data_dir": toy_data}, reader.open_data(toy_data), World())
 
 
 def differs(a, b):
@@ -69,7 +72,7 @@ def test_the_longest_runs_are_base_s_own_and_shared(planner):
 
 
 def rows_from_a_law(name, budgets, sizes, head):
-    """Rows as study.collect makes them, the losses Hoffmann's own with N that counts the head."""
+    """Rows as ablation.collect makes them, the losses Hoffmann's own with N that counts the head."""
     law, out = PUBLISHED["hoffmann"], []
     for c in budgets:
         for n in sizes:
@@ -97,39 +100,91 @@ def test_leaving_the_head_out_raises_a_by_what_the_arithmetic_says():
     assert truth["no_head"] - truth["base"] > 0.05, "the example shows nothing"
 
 
+def test_a_shared_run_is_a_row_of_each_variant(planner):
+    cells = ablation.cells("long_schedule", CONFIG, planner)
+    about = {"status": "ok", "n_params_matmul": 100, "n_params_non_embedding": 60, "tokens": 7, "val_loss": 3.0}
+    rows = [{"run_id": cell.run_id} | about for cell in cells.values()]
+    found = ablation.collect(CONFIG, planner, None, rows)
+    shared = [row for row in found if row["variant"] == "base"]
+    assert {row["flop_budget"] for row in shared} == {max(BUDGETS)} and len(shared) == 5
+    assert sum(row["variant"] == "long_schedule" for row in found) == 15
+    assert {(row["n"], row["c"]) for row in found} == {(100, 4200)} and list(found[0]) == ablation.COLUMNS
+
+
+# ----- files -----
+
+
+def test_the_published_table_and_picture_come_out_again(tmp_path):
+    """results/porian's own files, to the digit; the fit's last digits differ between machines, the table's do not."""
+    source = Path(__file__).resolve().parent.parent / "results" / "porian"
+    shutil.copy(source / "study.csv", tmp_path)
+    assert ablation.main([str(tmp_path)]) == 0
+    assert (tmp_path / "study.md").read_text() == (source / "study.md").read_text()
+    assert (tmp_path / "study.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
 @pytest.mark.slow
-def test_the_whole_study(toy_data, tmp_path, script):
+def test_a_whole_ablation(toy_data, tmp_path, script):
     out = tmp_path / "out"
     flags = ["--flop_budgets", "2e8", "4e8", "8e8", "--n_embds", 8, 12, 16, 24, "--n_layers", 1, 1, 1, 1]
     flags += ["--block_size", 32, "--val_tokens", 1024, "--data_dir", toy_data, "--out_dir", out, "--device", "cpu"]
-    done = script("sweep.py", "--study", "porian", *flags, timeout=400)
+    done = script("sweep.py", "--ablation", "porian", *flags, timeout=400)
     assert done.returncode == 0, done.stderr
-    with open(out / "study.csv", newline="") as f:
-        rows = list(csv.DictReader(f))
-    assert {r["variant"] for r in rows} == set(ablation.VARIANTS) - {"other_vocab"}
-    assert len(rows) == 12 * 7 and all(float(r["loss"]) > 0 for r in rows)
-    text = (out / "study.md").read_text()
+    rows = rows_of(out, "ablation.csv")
+    assert {row["variant"] for row in rows} == set(ablation.VARIANTS) - {"other_vocab"}
+    assert len(rows) == 12 * 7 and all(float(row["loss"]) > 0 for row in rows)
+    text = (out / "ablation.md").read_text()
     assert text in done.stdout
     again = script("-m", "isoflop.sweep.ablation", out)
-    assert (again.returncode, again.stdout, (out / "study.md").read_text()) == (0, text, text)
-    once_more = script("sweep.py", "--study", "porian", *flags)
+    assert (again.returncode, again.stdout, (out / "ablation.md").read_text()) == (0, text, text)
+    once_more = script("sweep.py", "--ablation", "porian", *flags)
     assert once_more.returncode == 0 and "[1/" not in once_more.stdout
 
 
-def test_mistakes_are_one_line(script, tmp_path):
-    done = script("-m", "isoflop.sweep.ablation", tmp_path)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--study porian" in done.stderr
-    (tmp_path / "study.csv").write_text("a,b\n1,2\n")
-    done = script("-m", "isoflop.sweep.ablation", tmp_path)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "columns of a study" in done.stderr
-    with pytest.raises(ValueError, match="--study and --tune_lr exclude each other"):
-        sweep.SweepConfig(study="porian", tune_lr=True)
-    with pytest.raises(ValueError, match="--other_vocab is for --study"):
-        sweep.SweepConfig(other_vocab="x")
+# ----- mistakes -----
 
 
-def test_no_size_that_can_run_is_said_in_a_line():
+def row_of(**more):
+    return dict.fromkeys(ablation.COLUMNS, "1") | {"variant": "base", "bits_per_byte": ""} | more
+
+
+def write(folder, rows):
+    with open(folder / "ablation.csv", "w", newline="") as f:
+        out = csv.DictWriter(f, list(rows[0]))
+        out.writeheader()
+        out.writerows(rows)
+
+
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        (None, "has no ablation.csv; name the out_dir of python sweep.py --ablation porian"),
+        ([{"a": 1, "b": 2}], "does not have the columns of an ablation"),
+        ([row_of(), row_of(n="")], "ablation.csv, line 3: n '' must be a positive number"),
+        ([row_of(loss="-2")], "ablation.csv, line 2: loss '-2' must be a positive number"),
+        ([row_of(flop_budget="inf")], "line 2: flop_budget 'inf' must be"),
+        ([row_of(variant="kaplan")], "line 2: variant 'kaplan' must be one of base, no_head"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, capsys, rows, words):
+    if rows:
+        write(tmp_path, rows)
+    with pytest.raises(SystemExit) as stop:
+        ablation.main([str(tmp_path)])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and words in err and err.count("\n") == 1
+    assert not list(tmp_path.glob("*.md"))
+
+
+def test_rows_without_a_minimum_have_a_table_and_no_picture(tmp_path):
+    text = ablation.report(tmp_path, [row_of(n=n, loss=str(9 - n)) for n in (1, 2, 3)])
+    assert "| as it should be | - | - |" in text and "no picture: no variant has a budget with an inner minimum" in text
+    assert rows_of(tmp_path, "ablation.csv")[2]["loss"] == "6" and not (tmp_path / "ablation.png").exists()
+
+
+def test_a_budget_too_small_for_the_middle_size_is_one_line():
     bad = SimpleNamespace(plan=None, refused="--flop_budget 1 buys 0 tokens")
-    fake = SimpleNamespace(n=lambda s: s[0], cell=lambda *a, **k: bad)
-    with pytest.raises(ValueError, match="--study: --flop_budget 1 buys"):
-        ablation.cells("base", SimpleNamespace(flop_budgets=(1.0,), shapes=lambda p: [(8, 1)], seeds=None), fake)
+    fake = SimpleNamespace(n=lambda shape: shape[0], cell=lambda *a, **k: bad)
+    config = SimpleNamespace(flop_budgets=(1.0,), shapes=lambda planner: [(8, 1)], seeds=None)
+    with pytest.raises(UserError, match="--ablation: --flop_budget 1 buys"):
+        ablation.cells("base", config, fake)
