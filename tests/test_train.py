@@ -237,19 +237,22 @@ def torchrun(script, n, *args):
                   "--rdzv_endpoint=localhost:0", *args, timeout=240)  # fmt: skip
 
 
-@pytest.mark.parametrize("n", [2])
-def test_fixed_total_batch_trains_the_same_model(toy_data, tmp_path, script, n):
-    flags = ["train.py", *FLAGS, "--max_iters", 20, "--total_batch_size", 256, "--data_dir", toy_data, "--val_tokens",
-             2048, "--dtype", "float32", "--device", "cpu", "--log_every", 1]  # fmt: skip
+@pytest.mark.parametrize("length", [["--max_iters", 20, "--total_batch_size", 256], ["--flop_budget", 5e8]])
+def test_several_processes_train_the_same_model(toy_data, tmp_path, script, length):
+    """With a batch over all processes: --total_batch_size, or the rule's, here of 4 sequences."""
+    flags = ["train.py", *FLAGS, *length, "--data_dir", toy_data, "--val_tokens", 2048, "--dtype", "float32",
+             "--device", "cpu", "--log_every", 1]  # fmt: skip
     alone = script(*flags, "--out_dir", tmp_path / "one")
-    shared = torchrun(script, n, *flags, "--out_dir", tmp_path / "many")
+    shared = torchrun(script, 2, *flags, "--out_dir", tmp_path / "many")
     assert alone.returncode == 0 and shared.returncode == 0, alone.stderr + shared.stderr
     one, many = (json.loads((tmp_path / d / "run.json").read_text()) for d in ("one", "many"))
-    assert many["world_size"] == n and many["run_id"] == one["run_id"]
+    assert many["world_size"] == 2 and many["run_id"] == one["run_id"]
+    assert many["batch_size"] == one["batch_size"] / 2 and many["lr"] == one["lr"]
     assert abs(many["val_loss"] - one["val_loss"]) < 1e-5
     curves = [[json.loads(x)["loss"] for x in open(tmp_path / d / "log.jsonl")] for d in ("one", "many")]
-    assert np.abs(np.subtract(*curves)).max() < 1e-5
-    assert shared.stdout.count("step 00020/00020") == 1, "rank 0 alone prints"
+    assert np.abs(np.subtract(*curves)).max() < 1e-4
+    last = f"step {one['steps']:05d}/{one['steps']:05d}"
+    assert shared.stdout.count(last) == 1, "rank 0 alone prints"
 
 
 @pytest.mark.slow
@@ -278,7 +281,7 @@ def test_two_nodes(toy_data, tmp_path, script):
     assert sum(text.count("step 00020/00020") for text in said) == 1, "rank 0 alone prints"
 
 
-def test_batch_per_process_is_the_default(toy_data, tmp_path, script):
+def test_batch_size_is_per_process(toy_data, tmp_path, script):
     flags = ["train.py", *FLAGS, "--max_iters", 10, "--batch_size", 4, "--lr", 0.01, "--data_dir", toy_data,
              "--val_tokens", 2048, "--device", "cpu", "--out_dir", tmp_path / "two"]  # fmt: skip
     done = torchrun(script, 2, *flags)
@@ -286,6 +289,7 @@ def test_batch_per_process_is_the_default(toy_data, tmp_path, script):
     record = RunRecord(**json.loads((tmp_path / "two" / "run.json").read_text()))
     assert record.tokens_per_step == 2 * 4 * 32
     assert record.lr == pytest.approx(0.01 * math.sqrt(2))
+    assert done.stdout.count("on 2 processes the peak lr goes from 0.01 to 0.0141") == 1
 
 
 def test_mistake_under_torchrun_is_said_once(toy_data, script):

@@ -123,6 +123,8 @@ class RunPlan:
     ema: float
     schedule_steps: int | None = None  # what the schedule is made for, where that is not `steps`
     outside: tuple[str, ...] = ()  # where the run leaves the range that its rule was measured on
+    world_size: int = 1  # processes that share a step
+    lr_one_process: float | None = None  # with --batch_size on several processes: lr before their number raised it
 
     def identity(self) -> dict:
         """What of the plan changes the result, for a run_id. Options that came later enter it only where they are used.
@@ -170,6 +172,11 @@ class RunPlan:
             f"FLOPs       {self.flops:.4g} = 6ND, {self.flops / self.flop_budget - 1:+.2%} off what was asked | "
             f"with attention {self.flops_exact / self.flops:.3f} x 6ND",
         ]
+        if self.lr_one_process not in (None, self.lr):
+            lines.append(
+                f"note: --batch_size is per process: on {self.world_size} processes the peak lr goes from "
+                f"{self.lr_one_process:.3g} to {self.lr:.3g}, by the square root; --total_batch_size keeps it"
+            )
         return "\n".join(lines + [f"warning: {w}" for w in self.warnings()])
 
 
@@ -179,8 +186,10 @@ def resolve(mc: ModelConfig, tc: TrainConfig, world_size: int = 1, train_tokens:
     Parameters
     ----------
     mc, tc : the model, and what was asked of the run.
-    world_size : processes that share a step. --batch_size is per process, so the batch grows with it and the learning
-        rate by its square root (Malladi et al. 2022, arXiv:2205.10287); --total_batch_size takes both effects away.
+    world_size : processes that share a step. The rule's batch and --total_batch_size are those of all processes: any
+        number of them trains the same model, up to the rounding to whole sequences per process. --batch_size is per
+        process: the batch grows with their number, and the learning rate by its square root, a typed --lr too
+        (Malladi et al. 2022, arXiv:2205.10287).
     train_tokens : tokens of the training split, for the number of epochs; None leaves that open.
 
     Raises
@@ -189,6 +198,7 @@ def resolve(mc: ModelConfig, tc: TrainConfig, world_size: int = 1, train_tokens:
     """
     counts, per_token, T = count_params(mc), flops_per_token(mc), mc.block_size
     target = None  # D as asked, before it is rounded to whole steps
+    few_sequences = False  # whether the rule's batch has less than one sequence for each process
     if tc.flop_budget is not None:
         target = tc.flop_budget / per_token
     elif tc.tokens_per_param is not None:
@@ -205,9 +215,10 @@ def resolve(mc: ModelConfig, tc: TrainConfig, world_size: int = 1, train_tokens:
     elif tc.batch_size is not None:
         batch_size = tc.batch_size
     else:
-        asked = target or rules.tokens_for_steps(tc.hparams, mc, tc.max_iters)
-        sharers = 1 if tc.hparams == "default" else world_size  # default's batch is per process, as --batch_size is
-        batch_size = max(1, round(rules.hparams(tc.hparams, mc, asked).tokens_per_step / (T * sharers)))
+        requested = target or rules.tokens_for_steps(tc.hparams, mc, tc.max_iters)
+        rule_sequences = rules.hparams(tc.hparams, mc, requested).tokens_per_step / T  # of all processes
+        batch_size = max(1, round(rule_sequences / world_size))
+        few_sequences = world_size > 1 and rule_sequences < world_size / 2
     tokens_per_step = batch_size * T * world_size
 
     if train_tokens is not None and tokens_per_step > train_tokens - 1:
@@ -224,11 +235,17 @@ def resolve(mc: ModelConfig, tc: TrainConfig, world_size: int = 1, train_tokens:
         )
     tokens = steps * tokens_per_step
     rule = rules.hparams(tc.hparams, mc, tokens, tokens_per_step)
-    if tc.lr is None:
-        lr = rule.lr * tc.lr_scale
-    else:
-        lr = tc.lr * (math.sqrt(world_size) if tc.total_batch_size is None else 1.0)
+    lr = rule.lr * tc.lr_scale if tc.lr is None else tc.lr
+    lr_one_process = None
+    if tc.batch_size is not None and world_size > 1:  # the batch has grown with the processes
+        if tc.lr is None:
+            lr_one_process = rules.hparams(tc.hparams, mc, tokens, batch_size * T).lr * tc.lr_scale
+        else:
+            lr_one_process, lr = lr, lr * math.sqrt(world_size)
     typed_all = tc.lr is not None and (tc.batch_size or tc.total_batch_size) is not None
+    outside = [] if typed_all else list(rule.outside)
+    if few_sequences:
+        outside.append(f"its batch has {rule_sequences:.1f} sequences, here each of {world_size} processes has one")
     warmup_frac = rule.warmup_frac if tc.warmup_frac is None else tc.warmup_frac
     if tc.warmup_steps is not None and tc.warmup_steps > steps:
         raise UserError(f"--warmup_steps {tc.warmup_steps} are more than the run's {steps}; lower them")
@@ -264,5 +281,7 @@ def resolve(mc: ModelConfig, tc: TrainConfig, world_size: int = 1, train_tokens:
         beta2=rule.beta2 if tc.beta2 is None else tc.beta2,
         z_loss=tc.z_loss,
         ema=tc.ema,
-        outside=() if typed_all else tuple(rule.outside),
+        world_size=world_size,
+        lr_one_process=lr_one_process,
+        outside=tuple(outside),
     )
