@@ -1,10 +1,11 @@
-"""The processes of a run: which one this is, what device it has, sums over all of them, signals and failures.
+"""The processes of a run: which one this is, what device it has, sums over all of them, launch and signals.
 
 torchrun starts them, and launch() reads the variables that it sets. A process alone is rank 0 of 1 and sends nothing.
 """
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -107,14 +108,16 @@ def launch_command() -> list[str]:
 launcher = launch_command  # the former name
 
 
-def failure(error: BaseException) -> str | None:
-    """The status of a run that this error ended, "oom" or "peer_lost"; None for any other error."""
-    text = str(error)
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
-        return "oom"
-    if isinstance(error, dist.DistError) or "gloo" in text or "Connection" in text:
-        return "peer_lost"
-    return None
+def resume_command(argv: list[str]) -> str:
+    """The command line that resumes an interrupted train.py with the flags argv."""
+    words = [word for word in argv if not word.startswith("--resume=")]
+    if "--resume" in words:
+        first = words.index("--resume")
+        last = first + 1
+        if last < len(words) and not words[last].startswith("--"):
+            last += 1  # its checkpoint
+        del words[first:last]
+    return shlex.join([*launch_command(), "train.py", *words, "--resume"])
 
 
 @contextlib.contextmanager

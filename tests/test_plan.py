@@ -207,7 +207,7 @@ def test_command_line(capsys):
 
 def test_an_option_that_is_not_used_is_not_in_the_run_id(monkeypatch):
     """The ids are those that commit 7d47cba gave, with its RECIPE, before there were rules and options."""
-    monkeypatch.setattr(record, "RECIPE", 1)
+    monkeypatch.setattr(record, "TRAIN_VERSION", 1)
     tokens = SimpleNamespace(meta={"corpus_sha256": "c", "tokenizer_sha256": "t"})
 
     def name(n_layer, n_embd, **asked):

@@ -16,7 +16,7 @@ import torch
 import train as train_module
 from isoflop.config import ModelConfig
 from isoflop.data import reader
-from isoflop.distributed import World
+from isoflop.distributed import DistributedEnv
 from isoflop.train import record as run_record
 from isoflop.train.plan import TrainConfig, resolve
 from isoflop.train.record import RunRecord
@@ -53,7 +53,7 @@ def test_record_and_files(toy_data, tmp_path):
     assert curve[-1]["flops"] == record.flops
     model = load_model(folder)
     tokens = reader.open_data(toy_data)
-    again = evaluate(model, tokens, spelled(tokens), 2048 // 32, World(), torch.autocast("cpu", enabled=False))
+    again = evaluate(model, tokens, spelled(tokens), 2048 // 32, DistributedEnv(), torch.autocast("cpu", enabled=False))
     assert again["val_loss"] == record.val_loss
     left = ["config.json", "log.jsonl", "model.safetensors", "run.json", "tokenizer.json"]
     assert sorted(p.name for p in folder.iterdir()) == left
@@ -120,11 +120,11 @@ def test_validation_does_not_depend_on_how_it_is_shared(toy_data):
     model = GPT(dataclasses.replace(MC, vocab_size=tokens.meta["vocab_size"]))
     torch.nn.init.normal_(model.lm_head.weight, std=0.1)
     plain = torch.autocast("cpu", enabled=False)
-    whole = evaluate(model, tokens, spelled(tokens), 50, World(), plain)
-    chunked = evaluate(model, tokens, spelled(tokens), 50, World(), plain, chunk_tokens=96)
+    whole = evaluate(model, tokens, spelled(tokens), 50, DistributedEnv(), plain)
+    chunked = evaluate(model, tokens, spelled(tokens), 50, DistributedEnv(), plain, chunk_tokens=96)
     assert whole["val_loss"] == pytest.approx(chunked["val_loss"], abs=1e-6)
 
-    class Rank(World):  # stands in for one of three processes: records its own sums
+    class Rank(DistributedEnv):  # stands in for one of three processes: records its own sums
         def sum(self, *values):
             shares.append(values)
             return values
@@ -144,7 +144,7 @@ def test_bits_per_byte_by_hand(toy_data):
     V = tokens.meta["vocab_size"]
     model = GPT(dataclasses.replace(MC, vocab_size=V))  # its head is zero
     rows = 20
-    result = evaluate(model, tokens, spelled(tokens), rows, World(), torch.autocast("cpu", enabled=False))
+    result = evaluate(model, tokens, spelled(tokens), rows, DistributedEnv(), torch.autocast("cpu", enabled=False))
     targets = np.array(tokens.val[: rows * 32 + 1])[1:]
     lengths = reader.token_bytes(tokens.folder)[targets]
     assert (lengths == 0).any(), "the range should hold an end-of-text token"
@@ -162,7 +162,7 @@ def test_standard_error_covers_the_spread_between_ranges(toy_data):
     parts = []
     for i in range(0, len(tokens.val) - 641, 640):
         part = dataclasses.replace(tokens, val=tokens.val[i : i + 641])
-        parts.append(evaluate(model, part, spelled(tokens), 20, World(), plain))
+        parts.append(evaluate(model, part, spelled(tokens), 20, DistributedEnv(), plain))
     scatter = np.std([p["val_loss"] for p in parts], ddof=1)
     assert len(parts) >= 8
     assert 0.5 < np.mean([p["val_loss_se"] for p in parts]) / scatter < 2
@@ -302,7 +302,7 @@ def test_mistake_under_torchrun_is_said_once(toy_data, script):
 
 
 def test_golden_loss(toy_data, tmp_path):
-    """A 20-step run, pinned: a change that moves it changes every law, and must raise train.RECIPE."""
+    """A 20-step run, pinned: a change that moves it changes every law, and must raise record.TRAIN_VERSION."""
     torch.set_num_threads(1)
     record = train(MC, config(toy_data, tmp_path), quiet=True)
     assert record.val_loss == pytest.approx(GOLDEN, abs=5e-4)
