@@ -15,7 +15,7 @@ from helpers import SMALL_BUDGETS, SMALL_SIZES, losses_of, quick_fits, rows_of, 
 
 import sweep
 from isoflop.data import reader
-from isoflop.distributed import World
+from isoflop.distributed import DistributedEnv
 from isoflop.sweep import grid, results
 from isoflop.sweep.cells import ModelSize, Planner
 from train import train
@@ -100,14 +100,14 @@ def test_branches_share_their_trunk_s_steps(toy_data, tmp_path):
     assert abs(spent / (2 * (4e8 + 0.2 * 3e8)) - 1) < 0.05 and own > 1.4 * spent
     assert not (tmp_path / "out" / "trunks").exists(), "checkpoints are removed when their branches have run"
     given = {"block_size": 32, "val_tokens": 1024, "data_dir": toy_data, "device": "cpu", "schedule": "wsd"}
-    planner = Planner(tmp_path, given, reader.open_data(toy_data), World())
+    planner = Planner(tmp_path, given, reader.open_data(toy_data), DistributedEnv())
     cells = {c.run_id: c for c in planner.family(ModelSize(16, 1), [1e8, 2e8, 4e8])}
     alone_too = [r for r in branches if r["n_embd"] == "16"]
     assert len(alone_too) == 2
     for r in alone_too:
         c = cells[r["run_id"]]
         folder = tmp_path / "alone" / c.run_id
-        alone = train(c.mc, dataclasses.replace(c.tc, out_dir=str(folder)), World(), quiet=True)
+        alone = train(c.mc, dataclasses.replace(c.tc, out_dir=str(folder)), DistributedEnv(), quiet=True)
         assert alone.run_id == r["run_id"] and str(alone.val_loss) == r["val_loss"]
         weights = (tmp_path / "out" / "cells" / c.run_id / "model.safetensors").read_bytes()
         assert weights == (folder / "model.safetensors").read_bytes()

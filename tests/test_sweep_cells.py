@@ -4,7 +4,7 @@ import pytest
 from helpers import sweep_planner
 
 from isoflop.data import reader
-from isoflop.distributed import World
+from isoflop.distributed import DistributedEnv
 from isoflop.sweep import cells
 from isoflop.sweep.cells import ModelSize, Planner, stand_in
 
@@ -26,7 +26,7 @@ def test_a_size_that_can_t_be_built_is_refused_and_others_are_not(tmp_path):
 @pytest.mark.parametrize("processes", [1, 4])
 @pytest.mark.parametrize("flags", [{}, {"batch_size": 4}, {"total_batch_size": 4096}, {"lr_scale": 0.5}])
 def test_a_rate_that_the_sweep_sets_is_the_peak_rate(tmp_path, flags, processes):
-    planner = Planner(str(tmp_path), flags, stand_in(512, "trained"), World(size=processes))
+    planner = Planner(str(tmp_path), flags, stand_in(512, "trained"), DistributedEnv(size=processes))
     cell = planner.cell(SIZE, 1e10, more={"lr": 0.01})
     assert cell.plan.lr == 0.01
     if "batch_size" in flags:
@@ -36,7 +36,7 @@ def test_a_rate_that_the_sweep_sets_is_the_peak_rate(tmp_path, flags, processes)
 def test_a_typed_batch_and_the_same_total_are_one_run(tmp_path):
     ids = set()
     for flags in ({"batch_size": 4}, {"total_batch_size": 4 * 128}):
-        planner = Planner(str(tmp_path), flags, stand_in(512, "trained"), World())
+        planner = Planner(str(tmp_path), flags, stand_in(512, "trained"), DistributedEnv())
         ids.add(planner.cell(SIZE, 1e10, more={"lr": 0.01}).run_id)
         ids.add(planner.cell(SIZE, 1e10, more={"lr": 0.01}, probe=True).run_id)
     assert len(ids) == 1
@@ -59,7 +59,7 @@ def test_a_family_shares_its_first_steps(tmp_path):
 
 def test_a_run_too_short_for_a_cooldown_is_trained_alone(toy_data, tmp_path):
     given = {"block_size": 32, "data_dir": toy_data, "device": "cpu", "schedule": "wsd", "batch_size": 8}
-    planner = Planner(tmp_path, given, reader.open_data(toy_data), World())
+    planner = Planner(tmp_path, given, reader.open_data(toy_data), DistributedEnv())
     short, middle, trunk = planner.family(SIZE, [2e7, 2e8, 4e8])
     assert short.plan.cooldown_steps == 0 and short.start is None and short.trunk is None
     at = middle.plan.steps - middle.plan.cooldown_steps

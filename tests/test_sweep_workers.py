@@ -11,7 +11,7 @@ import pytest
 from helpers import SMALL_BUDGETS, SMALL_SIZES, losses_of, row_of_ones, rows_of, run_script, wait_for
 
 from isoflop.config import ModelConfig
-from isoflop.distributed import World
+from isoflop.distributed import DistributedEnv
 from isoflop.sweep import executors, workers
 from isoflop.sweep.cells import Cell, ModelSize
 from isoflop.sweep.results import ResultsFile
@@ -59,7 +59,7 @@ def test_hours_are_foretold_from_the_nearest_size(tmp_path):
 
 def test_a_run_that_a_signal_ended_ends_the_stage(tmp_path):
     queue = executors.Queue([planned("a"), planned("b")], ResultsFile(tmp_path), NO_LIMITS)
-    here = executors.InGroup(World(), lambda cell: {"status": "interrupted", "error": "", "saved": True})
+    here = executors.InGroup(DistributedEnv(), lambda cell: {"status": "interrupted", "error": "", "saved": True})
     assert [cell.run_id for cell, _ in here.run(queue)] == ["a"] and queue.interrupted
 
 
