@@ -71,7 +71,7 @@ def test_the_cap_stops_before_the_cell_that_breaks_it(tmp_path, capsys):
     assert len(rows_of(tmp_path / "out")) == 6 and 1.1e19 < spent <= 2e19, (
         "three of 1e18 and of 3e18; 1e19 would pass it"
     )
-    assert "--total_flops 2e+19" in out.splitlines()[-2] and out.splitlines()[-1].startswith("9 of 15 cells")
+    assert "\nstopped: --total_flops 2e+19" in out and out.splitlines()[-1].startswith("9 of 15 cells")
     assert run_sweep(*flags, "--total_flops", 2e19) == 1 and len(rows_of(tmp_path / "out")) == 6, (
         "cached cells are free"
     )

@@ -58,7 +58,7 @@ def stages(sc, planner, other):
 
 
 def cells(name: str, sc, planner, other=None) -> dict[tuple, object]:
-    """{(shape, budget, seed): Cell} of a variant: the cells that grid.Planner makes with other flags.
+    """{(size, budget, seed): Cell} of a variant: the cells that grid.Planner makes with other flags.
 
     Every budget has the same sizes, --n_embds or else --sizes of the ladder about the geometric mean of the budgets.
     UserError where the middle size has no plan.
@@ -66,36 +66,36 @@ def cells(name: str, sc, planner, other=None) -> dict[tuple, object]:
     mistakes = ALL if name == "all" else (name,)
     maker = other if name == "other_vocab" else planner
     budgets = sorted(set(sc.flop_budgets))
-    shapes = sorted(sc.shapes(planner), key=planner.n)
-    middle, top = shapes[len(shapes) // 2], budgets[-1]
+    sizes = sorted(sc.shapes(planner), key=planner.n)
+    middle, top = sizes[len(sizes) // 2], budgets[-1]
     mean = planner.cell(middle, math.exp(sum(map(math.log, budgets)) / len(budgets))).plan
     largest = planner.cell(middle, top).plan
     if mean is None or largest is None:
         raise UserError(f"--ablation: {planner.cell(middle, top).refused or 'the middle size has no plan'}")
     out = {}
     for seed in sc.seeds or [None]:
-        for shape in shapes:
+        for size in sizes:
             for budget in budgets:
                 flops = budget
                 if "no_head" in mistakes:  # what is trained costs the head's FLOPs, too
-                    flops *= planner.n(shape) / (planner.n(shape) - planner.head(shape))
-                cell = maker.cell(shape, flops, seed)
+                    flops *= planner.n(size) / (planner.n(size) - planner.head(size))
+                cell = maker.cell(size, flops, seed)
                 plan, flags = cell.plan, {}
                 if plan is None:
-                    out[shape, budget, seed] = cell
+                    out[size, budget, seed] = cell
                     continue
                 rate = mean.lr if "one_rate" in mistakes else plan.lr
                 if "one_batch" in mistakes:
                     flags = {"batch_size": None, "total_batch_size": largest.tokens_per_step, "lr": rate}
-                    plan = maker.cell(shape, flops, seed, flags).plan or plan
+                    plan = maker.cell(size, flops, seed, flags).plan or plan
                 elif "one_rate" in mistakes:
-                    flags["lr"] = planner.typed_rate(rate)
+                    flags["lr"] = rate
                 if "long_warmup" in mistakes:
                     steps = round(largest.warmup_steps * largest.tokens_per_step / plan.tokens_per_step)
                     flags |= {"warmup_frac": None, "warmup_steps": max(1, min(plan.steps, steps))}
                 if "long_schedule" in mistakes:
                     flags["schedule_steps"] = max(plan.steps, round(plan.steps * top / budget))
-                out[shape, budget, seed] = maker.cell(shape, flops, seed, flags)
+                out[size, budget, seed] = maker.cell(size, flops, seed, flags)
     return out
 
 

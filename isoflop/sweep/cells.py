@@ -70,10 +70,6 @@ class Cell:
         """Its place in the grid, whatever its learning rate or batch: (n_embd, n_layer, budget, seed)."""
         return (*self.size[:2], float(self.flop_budget), self.seed)
 
-    @property
-    def shape(self) -> ModelSize:  # the old name of size
-        return self.size
-
     def __str__(self):
         return f"{self.flop_budget:.3g} FLOPs, {self.size[0]} wide, {self.size[1]} deep, seed {self.seed}"
 

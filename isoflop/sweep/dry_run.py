@@ -10,12 +10,14 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from isoflop import device as devices
 from isoflop import display, gpus
@@ -29,7 +31,7 @@ from isoflop.train.validation import validation_rows
 MEASURED_SIZES = 8  # at most so many sizes are timed, the smallest and the largest among them
 TRIAL_S = 0.4  # seconds of steps that a timed batch gets
 MIN_STEPS, MAX_STEPS = 4, 200  # bounds of those steps
-EVAL_TOKENS = 2**14  # validation tokens of a trial: two of evaluate()'s chunks
+EVAL_TOKENS = 2**13  # validation tokens of a trial: one of evaluate()'s chunks
 ENDLESS_STEPS = 10**6  # of a run that others are timed beside; it is killed long before
 COLUMNS = (
     "budget", "width", "depth", "N (matmul)", "N total", "N non-emb", "D", "D/N", "tok/step", "steps", "epochs", "6ND",
@@ -100,6 +102,7 @@ def measure(cell: Cell, ask, folder: str) -> tuple[float, float, float, float]:
 def train_beside(cell: Cell, run_cell, device: str, core: int, ready):
     """Train a cell on one core until this process is killed; `ready` is set after the first step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    tqdm.set_lock(threading.RLock())  # a progress bar's own lock would be reported as leaked after the kill
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
@@ -253,7 +256,7 @@ def marks(cell: Cell, estimate: Estimate | None, room_gb: float | None) -> list[
 
 def row_of(cell: Cell, done: set[str], estimate: Estimate | None, price: float | None) -> dict:
     """Every column of a cell, by its title; what is not known is left out."""
-    row = {"budget": display.flops(cell.flop_budget, 2), "width": cell.shape[0], "depth": cell.shape[1]}
+    row = {"budget": display.flops(cell.flop_budget, 2), "width": cell.size.n_embd, "depth": cell.size.n_layer}
     if cell.refused:
         return row | {"run_id": "refused"}
     p = cell.plan

@@ -116,6 +116,3 @@ def describe(cells: list[Cell], law_name: str | None, out_dir: Path, noise: floa
             lines.append(text)
         lines.append(f"  ({name}: N* {display.si(law.optimum(flops)[0])} at {at})")
     return "\n".join(lines)
-
-
-worth_text = describe

@@ -1,6 +1,8 @@
 """Losses drawn from a law, for sweep.py --simulate: the whole pipeline without training.
 
-python sweep.py --simulate hoffmann --noise 0.005 --flop_budgets 1e18 3e18 1e19 --vocab_size 32000
+    python sweep.py --simulate hoffmann --noise 0.005 --flop_budgets 1e18 3e18 1e19 --vocab_size 32000
+
+The column `source` of the results file names the law and the noise.
 """
 
 from isoflop import laws
@@ -16,7 +18,7 @@ class Simulation:
 
     def __init__(self, law: str, noise: float):
         self.law, self.noise = laws.parse_law(law), noise
-        self.source = f"simulated {law}, noise {noise:g}"  # column of the results file
+        self.source = f"simulated {law}, noise {noise:g}"
 
     def __call__(self, planner: Planner, cell: Cell) -> dict:
         """The row of a planned cell, without the columns that only a sweep knows."""
