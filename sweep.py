@@ -30,7 +30,7 @@ from isoflop.cli import Parser, run_main
 from isoflop.config import ModelConfig
 from isoflop.data import config, reader
 from isoflop.device import pick_device
-from isoflop.distributed import World, launch, stop_signals
+from isoflop.distributed import DistributedEnv, launch, stop_signals
 from isoflop.files import folder_lock
 from isoflop.fit import report
 from isoflop.options import UserError, check, option
@@ -140,7 +140,7 @@ class SweepConfig:
 # ----- one cell -----
 
 
-def run_cell(mc: ModelConfig, tc: TrainConfig, start, keep, world: World, stop=lambda: False) -> dict:
+def run_cell(mc: ModelConfig, tc: TrainConfig, start, keep, world: DistributedEnv, stop=lambda: False) -> dict:
     """Train one cell; every rank calls it. Resumes where stop() has ended an earlier attempt.
 
     Parameters
@@ -162,7 +162,7 @@ def run_cell(mc: ModelConfig, tc: TrainConfig, start, keep, world: World, stop=l
     return answer
 
 
-def attempt(mc: ModelConfig, tc: TrainConfig, start, keep, world: World, stop) -> dict:
+def attempt(mc: ModelConfig, tc: TrainConfig, start, keep, world: DistributedEnv, stop) -> dict:
     checkpoints = Path(tc.out_dir) / "checkpoints"
     more = {"keep": {int(step): Path(folder) for step, folder in keep}}
     if checkpoints.is_dir():
@@ -195,7 +195,7 @@ class Job:
     """A sweep under way, on rank 0."""
 
     sc: SweepConfig
-    world: World
+    world: DistributedEnv
     stop: Callable[[], bool]
     planner: Planner
     other: Planner | None = None  # plans with --other_vocab
@@ -259,7 +259,7 @@ class Job:
             return {"status": "refused", "error": str(error)}
 
 
-def set_up(sc: SweepConfig, flags: dict, world: World, stop) -> Job:
+def set_up(sc: SweepConfig, flags: dict, world: DistributedEnv, stop) -> Job:
     """The planner, and where losses come from. Makes the embedded text where no other is named."""
     asked = None
     if sc.simulate:
@@ -451,7 +451,7 @@ def run(parser: Parser, args) -> int:
             return signalled() or (ranks > 1 and os.getppid() != parent)  # the second: torchrun was killed
 
         if ranks > 1 and (sc.parallel == "cells" or sc.simulate or sc.api):  # no process group
-            world = World(device=pick_device(flags.get("device", "auto")))
+            world = DistributedEnv(device=pick_device(flags.get("device", "auto")))
             if rank == 0:
                 return lead(sc, flags, world, stop)
             if not (sc.dry_run or sc.simulate or sc.api):
@@ -464,7 +464,7 @@ def run(parser: Parser, args) -> int:
             return 0
 
 
-def lead(sc: SweepConfig, flags: dict, world: World, stop) -> int:
+def lead(sc: SweepConfig, flags: dict, world: DistributedEnv, stop) -> int:
     """Rank 0's part."""
     here = executors.InGroup(world, None)
     with contextlib.closing(here):

@@ -238,3 +238,44 @@ def run_for_ever(mc, tc, start, keep, world, stop):
 
     while not stop():
         time.sleep(0.001)
+
+
+SMALL_SIZES = "--n_embds 8 12 16 24 --n_layers 1 1 1 2 --block_size 32 --val_tokens 1024 --device cpu".split()
+SMALL_BUDGETS = "--flop_budgets 1e8 2e8 4e8".split()
+
+
+def losses_of(folder) -> dict:
+    """{run_id: what must be equal in two sweeps of the same cells}; fails where a run has two rows."""
+    rows = rows_of(folder)
+    found = {r["run_id"]: (r["status"], r["val_loss"], r["train_loss"], r["tokens"], r["lr"]) for r in rows}
+    assert len(found) == len(rows), "a run has two rows"
+    return found
+
+
+def row_of_ones(run_id="abc", **more) -> dict:
+    """A whole row of a sweep's CSV, its numbers 1."""
+    from isoflop.sweep.results import HEADER
+
+    return {name: 1 for name in HEADER} | {"run_id": run_id, "status": "ok", "trunk": "", **more}
+
+
+def wait_for(condition, process=None, seconds=120.0):
+    """Wait until condition() holds or a process has ended; fails after so many seconds."""
+    import time
+
+    until = time.monotonic() + seconds
+    while not condition() and (process is None or process.poll() is None):
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.02)
+
+
+def run_script(*args, timeout=240):
+    """CompletedProcess of a script run from the checkout on one thread: the fixture `script` of any scope."""
+    import os
+    import subprocess
+    import sys
+
+    root = Path(__file__).resolve().parent.parent
+    command = [sys.executable, *map(str, args)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=timeout)

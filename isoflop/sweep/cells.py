@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from isoflop import device
 from isoflop.config import ModelConfig, configure
-from isoflop.distributed import World
+from isoflop.distributed import DistributedEnv
 from isoflop.flops import count_params
 from isoflop.train.plan import RunPlan, TrainConfig, resolve
 from isoflop.train.record import RunRecord, run_id
@@ -100,7 +100,7 @@ class Planner:
     source : "trained", or what losses are drawn from or asked of.
     """
 
-    def __init__(self, out_dir: str, flags: dict, tokens, world: World, source: str = "trained"):
+    def __init__(self, out_dir: str, flags: dict, tokens, world: DistributedEnv, source: str = "trained"):
         self.out_dir = Path(out_dir)
         self.flags = flags
         self.tokens = tokens

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-from isoflop.distributed import World, failure
+from isoflop.distributed import DistributedEnv
 from isoflop.sweep.cells import Cell
+from isoflop.train.failures import status_of
 
 PEER_LOST = "another process of this sweep is gone; finished cells are kept, the same command resumes it"
 
@@ -103,7 +104,7 @@ class InGroup:
     ask : function(cell) -> answer.
     """
 
-    def __init__(self, world: World, ask):
+    def __init__(self, world: DistributedEnv, ask):
         self.world = world
         self.ask = ask
         self.closed = False
@@ -141,7 +142,7 @@ class InGroup:
             broadcast(self.world, None)
 
 
-def broadcast(world: World, value):
+def broadcast(world: DistributedEnv, value):
     """Rank 0's value, on every rank: ranks that decide for themselves what is left to do would deadlock."""
     if world.size == 1:
         return value
@@ -149,7 +150,7 @@ def broadcast(world: World, value):
     try:
         dist.broadcast_object_list(box, src=0, device=torch.device(world.device))
     except RuntimeError as error:
-        if failure(error) == "peer_lost":
+        if status_of(error) == "peer_lost":
             raise OSError(PEER_LOST) from None
         raise
     return box[0]

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from isoflop import files
-from isoflop.distributed import launcher
+from isoflop.distributed import launch_command
 from isoflop.options import UserError
 from isoflop.sweep.cells import Cell
 from isoflop.train.record import RunRecord
@@ -289,4 +289,4 @@ def resume_command(without: tuple[str, ...] = (), more: list[str] | tuple[str, .
             keep = word[2:].split("=")[0] not in without
         if keep:
             words.append(word)
-    return shlex.join([*launcher(), Path(sys.argv[0]).name, *words, *more])
+    return shlex.join([*launch_command(), Path(sys.argv[0]).name, *words, *more])

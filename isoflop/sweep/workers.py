@@ -30,7 +30,7 @@ import torch.distributed as dist
 
 from isoflop.config import ModelConfig
 from isoflop.device import keep_memory
-from isoflop.distributed import World, stop_signals
+from isoflop.distributed import DistributedEnv, stop_signals
 from isoflop.sweep.cells import Cell
 from isoflop.sweep.executors import Queue
 from isoflop.train.plan import TrainConfig
@@ -79,13 +79,13 @@ def work(run_cell, address: str, name: str, device: str, core: str):
     try:
         store = dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=FOR_THE_STORE)
         with stop_signals() as stop:
-            serve(dist.PrefixStore(prefix, store), name, run_cell, World(device=device), stop)
+            serve(dist.PrefixStore(prefix, store), name, run_cell, DistributedEnv(device=device), stop)
     except dist.DistError:  # the store is gone, and with it the sweep
         return 3
     return 0
 
 
-def serve(store: dist.Store, name: str, run_cell, world: World, stop):
+def serve(store: dist.Store, name: str, run_cell, world: DistributedEnv, stop):
     """Take tickets and run the cells under them, until there are no more or stop() says so."""
     while True:
         # wait for a cell
