@@ -32,7 +32,8 @@ from isoflop.data import reader
 from isoflop.data.loader import Loader
 from isoflop.data.tokenizer import load_tokenizer
 from isoflop.distributed import World, failure, launch, launcher, stop_signals
-from isoflop.optim import muon, schedule
+from isoflop.optim import schedule
+from isoflop.optim.build import build
 from isoflop.train import checkpoint, run_dir, tracking
 from isoflop.train.plan import RunPlan, TrainConfig, resolve
 from isoflop.train.prefetch import Batches
@@ -160,7 +161,7 @@ def train(
     ):
         try:
             model = (came.model() if came else GPT(mc)).to(world.device)
-            optimizer = muon.build(model, plan, tc.grad_clip, dtype, world.device, world.size, tc.zero1)
+            optimizer = build(model, plan, tc.grad_clip, dtype, world.device, world.size, tc.zero1)
             if came:
                 optimizer.load(first, came.flat)
                 came.random(world.rank, world.device)

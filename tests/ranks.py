@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from isoflop.config import ModelConfig
 from isoflop.distributed import launch
-from isoflop.optim import adamw, muon
+from isoflop.optim import adamw, buckets, muon
 from isoflop.train.plan import TrainConfig
 from model import GPT
 from train import train
@@ -29,21 +29,21 @@ def gradients(model, step: int, rank: int):
 
 
 def steps(kind: str, world, zero1: bool, first: int, last: int, saved=None):
-    """The optimizer after steps first to last, of two pieces each, and how many sums were under way at each gather."""
+    """The optimizer after steps first to last of two micro-batches each, and the sums under way at each gather."""
     torch.manual_seed(0)
     model = GPT(ModelConfig(**SHAPE, vocab_size=61))
     if saved:
         model.load_state_dict(saved[0])
     make = adamw.FlatAdamW if kind == "adamw" else muon.FlatMuon
     more = {} if kind == "adamw" else {"inner": torch.float32}
-    optimizer = make(model, 0.1, 0.95, 1.0, world_size=world.size, zero1=zero1, pieces=2, ema=0.9, **more)
+    optimizer = make(model, 0.1, 0.95, 1.0, world_size=world.size, zero1=zero1, micro_batches=2, ema=0.9, **more)
     if saved:
         optimizer.load(first, saved[1])
     under_way = []
     for step in range(first, last):
-        for piece in range(2):
-            gradients(model, 2 * step + piece, world.rank)
-            under_way.append(len(optimizer.works))
+        for micro_step in range(2):
+            gradients(model, 2 * step + micro_step, world.rank)
+            under_way.append(len(optimizer.sync.works))
             optimizer.gather()
         optimizer.step(1e-2)
     return optimizer, model, under_way
@@ -70,7 +70,7 @@ def final(optimizer, model):
 
 def main():
     ask = json.loads(sys.argv[1])
-    adamw.BUCKET = ask["bucket"]
+    buckets.BUCKET = ask["bucket"]
     with launch("cpu") as world:
         for name, run in ask["runs"].items():
             train(ModelConfig(**SHAPE), TrainConfig(**run, out_dir=f"{ask['out']}/{name}"), world, quiet=True)

@@ -12,7 +12,8 @@ from isoflop.config import ModelConfig, configure
 from isoflop.data import reader
 from isoflop.flops import count_params, flops_per_token_exact
 from isoflop.kernels import attention, cross_entropy
-from isoflop.optim import adamw, muon
+from isoflop.optim import adamw
+from isoflop.optim.build import build
 from isoflop.plan import estimate as costs
 from isoflop.plan import memory
 from isoflop.train.plan import TrainConfig, resolve
@@ -37,7 +38,7 @@ def test_every_price_says_where_and_when():
 @pytest.mark.parametrize("kind, ema", [("adamw", 0.0), ("muon", 0.9)])
 def test_weights_gradients_and_state_are_the_optimizers_own_buffers(dtype, kind, ema):
     plan = resolve(SMALL, TrainConfig(max_iters=5, batch_size=2, optimizer=kind, ema=ema))
-    opt = muon.build(GPT(SMALL), plan, 1.0, dtype, "cpu")
+    opt = build(GPT(SMALL), plan, 1.0, dtype, "cpu")
     said = memory.memory(SMALL, 2, dtype, "cpu", optimizer=kind, ema=bool(ema))
     assert said["weights"] == opt.weights.nbytes
     assert said["gradients"] == opt.grad.nbytes

@@ -20,7 +20,7 @@ from isoflop import device as devices
 from isoflop import gpus
 from isoflop.data.loader import Loader
 from isoflop.data.reader import TokenData
-from isoflop.optim import muon
+from isoflop.optim.build import build
 from isoflop.sweep.cells import Cell
 from isoflop.train.plan import FEW_STEPS, MANY_EPOCHS
 from model import GPT
@@ -56,7 +56,7 @@ def train_for_ever(cell: Cell, device: str, tokens: TokenData, core: int | None,
     torch.set_num_threads(1)
     model = GPT(cell.mc).to(device)
     dtype = devices.compute_dtype(cell.tc.dtype, device)
-    optimizer = muon.build(model, cell.plan, cell.tc.grad_clip, dtype, device)
+    optimizer = build(model, cell.plan, cell.tc.grad_clip, dtype, device)
     loader, rows = Loader(tokens.train, cell.mc.block_size, cell.tc.seed), cell.plan.micro_batch_size
     batch = [torch.from_numpy(a).to(device) for a in loader.batch(0, rows)]
     while True:
@@ -99,7 +99,7 @@ def measure(cell: Cell, device: str, tokens: TokenData) -> tuple[float, float, f
         torch.cuda.reset_peak_memory_stats()
     torch.set_float32_matmul_precision("high")
     model = GPT(cell.mc).to(device)
-    optimizer = muon.build(model, plan, tc.grad_clip, dtype, device)
+    optimizer = build(model, plan, tc.grad_clip, dtype, device)
     autocast = devices.autocast(dtype, device)
     rows = min(plan.batch_size, plan.micro_batch_size)
     T, V = cell.mc.block_size, cell.mc.vocab_size
