@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isoflop import laws
-from isoflop.display import flops, sig
+from isoflop.display import count, flops, sig
 from isoflop.files import read_json
 from isoflop.options import UserError
 
@@ -40,7 +40,8 @@ class RangedLaw:
                 factor, where, bound = value / high, "above its largest", high
             else:
                 continue
-            lines.append(f"{self.name}: {quantity} = {flops(value)} is {factor:.3g}x {where} run ({flops(bound)})")
+            times = f"{factor:.3g}" if factor < 100 else count(factor)
+            lines.append(f"{self.name}: {quantity} = {flops(value)} is {times}x {where} run ({flops(bound)})")
         return lines
 
     def loss(self, n: float, tokens: float, vocab_size: int) -> tuple[float | None, list[str]]:

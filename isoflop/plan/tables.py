@@ -178,7 +178,7 @@ def of_losses(names: list[str], predictions: list[dict], warnings: list[str]) ->
     """predictions : of estimate.predict(), one for each name."""
 
     def loss_of(law):
-        return lambda prediction: fixed(prediction[law]["loss"], 3)
+        return lambda prediction: "> ln V" if prediction[law]["loss"] is None else fixed(prediction[law]["loss"], 3)
 
     rows, counted = [], []
     for law, prediction in predictions[0].items():
