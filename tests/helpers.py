@@ -58,3 +58,34 @@ def toy_model(seed=0, **fields):
             else:
                 weight.copy_(torch.randn_like(weight) * 0.3)
     return model.eval()
+
+
+EXPORTED_MODELS = TOY_MODELS | {
+    "gpt2, untied, no biases, exact gelu": TOY_MODELS["gpt2"] | dict(tied=False, bias=False, activation="gelu"),
+    "gpt2, relu2, no gains": TOY_MODELS["gpt2"] | dict(activation="relu2", norm_gain=False, n_ffn=40),
+    "llama, relu2, biases, tied": TOY_MODELS["llama"] | dict(activation="relu2", bias=True, tied=True),
+    "llama, no gains, other angles": TOY_MODELS["llama3"] | dict(norm_gain=False, rope_theta=123.0, norm_eps=1e-4),
+    "default with gains, SwiGLU, tied": TOY_MODELS["default"] | dict(norm_gain=True, activation="swiglu", tied=True),
+    "default, shared key heads": TOY_MODELS["default"] | dict(n_head=4, n_kv_head=2, n_ffn=56),
+}
+
+
+def exported_class(name: str) -> str:
+    """The class of transformers that a model of EXPORTED_MODELS becomes."""
+    for start, kind in {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "default": "Qwen3ForCausalLM"}.items():
+        if name.startswith(start):
+            return kind
+    raise KeyError(name)
+
+
+def trained_folder(folder, name, data_dir):
+    """A folder as train.py leaves it: a model of EXPORTED_MODELS, the tokenizer of data_dir, a record."""
+    import json
+
+    from isoflop.train import run_dir
+    from model import save_model
+
+    save_model(toy_model(**EXPORTED_MODELS[name]), folder)
+    run_dir.keep_tokenizer(data_dir, folder)
+    (folder / "run.json").write_text(json.dumps({"run_id": "abc123", "val_loss": 3.25, "mfu": None}))
+    return folder
