@@ -86,7 +86,7 @@ def test_readme_commands_parse(line, name, flags):
     elif name == "sweep.py":
         Parser(name, "", SweepConfig, ModelConfig, TrainConfig, skip=SWEPT).parse_args(flags)
     elif name == "model.py":
-        model.parse(flags)
+        model.make_parser().parse_args(flags)
     elif name == "plan.py":
         parser = plan.make_parser()
         args = parser.parse_args(flags)

@@ -340,14 +340,6 @@ def test_damaged_weights_are_refused(tmp_path, damage):
         load_model(tmp_path)
 
 
-def test_heads_default_and_refusals():
-    assert [ModelConfig(n_embd=w).n_head for w in (16, 32, 48, 64, 96, 128, 768)] == [1, 1, 1, 1, 2, 2, 12]
-    with pytest.raises(ValueError, match="--n_embd 100 is not divisible by --n_head 12.*try --n_embd 96 or 120"):
-        ModelConfig(n_embd=100, n_head=12)
-    with pytest.raises(ValueError, match="--n_layer 0 must be a positive"):
-        ModelConfig(n_layer=0)
-
-
 def test_command_line_prints_the_counts(capsys):
     main(["--n_embd", "32", "--n_layer", "1", "--vocab_size", "512", "--block_size", "128"])
     out = capsys.readouterr().out

@@ -56,7 +56,43 @@ def test_the_batch_rule_agrees_with_itself():
     assert hparams.batch_rule(1e10) == pytest.approx(0.58 * 1e10**0.571)
 
 
-def test_processes_grow_the_batch_and_the_rate_by_its_root():
+def test_without_a_batch_flag_processes_share_the_rule_s_batch():
+    """One step is the rule's number of tokens over all processes, in whole sequences each; a typed rate stays."""
+    for rule in ("default", "steplaw", "porian"):
+        mc = ModelConfig(n_layer=12, n_embd=768, block_size=256)
+        tc = TrainConfig(tokens_per_param=20, hparams=rule)
+        one = resolve(mc, tc)
+        for processes in (2, 8):
+            many = resolve(mc, tc, processes)
+            assert many.tokens_per_step == processes * many.batch_size * 256
+            assert many.tokens_per_step == pytest.approx(one.tokens_per_step, rel=0.01)
+            assert many.lr == pytest.approx(one.lr, rel=0.01)
+            assert many.lr_one_process is None and "note:" not in many.describe()
+    assert resolve(MC, TrainConfig(flop_budget=1e11, lr=1e-2), 4).lr == 1e-2
+    small = resolve(MC, TrainConfig(flop_budget=1e11), 32)  # the rule has 9 sequences for 32 processes
+    assert small.batch_size == 1 and "its batch has 8.9 sequences" in small.warnings()[0]
+
+
+def test_a_multiple_of_the_processes_trains_the_same_model():
+    """The rule's 9 sequences a step: 1, 3 and 9 processes have one plan and so one run_id."""
+    plans = [resolve(MC, TrainConfig(flop_budget=1e11), processes) for processes in (1, 3, 9)]
+    assert [p.batch_size for p in plans] == [9, 3, 1]
+    assert plans[0].identity() == plans[1].identity() == plans[2].identity()
+
+
+def test_batch_size_per_process_is_one_note():
+    for given, before, after in ((dict(lr=0.01), "0.01", "0.02"), ({}, None, None)):
+        plan = resolve(MC, TrainConfig(flop_budget=1e11, batch_size=4, **given), 4)
+        assert plan.lr == pytest.approx(2 * plan.lr_one_process)
+        (line,) = [line for line in plan.describe().splitlines() if line.startswith("note:")]
+        assert f"on 4 processes the peak lr goes from {before or f'{plan.lr_one_process:.3g}'} to" in line
+        assert f"to {after or f'{plan.lr:.3g}'}, by the square root" in line
+    for silent in (dict(total_batch_size=2048), dict(batch_size=4, hparams="porian")):
+        assert "note:" not in resolve(MC, TrainConfig(flop_budget=1e11, **silent), 4).describe()
+    assert "note:" not in resolve(MC, TrainConfig(flop_budget=1e11, batch_size=4)).describe()
+
+
+def test_batch_size_grows_with_the_processes_and_the_rate_by_its_root():
     one = resolve(MC, TrainConfig(max_iters=200, batch_size=4, lr=1e-2), world_size=1)
     four = resolve(MC, TrainConfig(max_iters=200, batch_size=4, lr=1e-2), world_size=4)
     assert four.tokens_per_step == 4 * one.tokens_per_step
@@ -171,7 +207,7 @@ def test_command_line(capsys):
 
 def test_an_option_that_is_not_used_is_not_in_the_run_id(monkeypatch):
     """The ids are those that commit 7d47cba gave, with its RECIPE, before there were rules and options."""
-    monkeypatch.setattr(record, "RECIPE", 1)
+    monkeypatch.setattr(record, "TRAIN_VERSION", 1)
     tokens = SimpleNamespace(meta={"corpus_sha256": "c", "tokenizer_sha256": "t"})
 
     def name(n_layer, n_embd, **asked):

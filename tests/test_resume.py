@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 
 import train as train_module
 from isoflop.config import ModelConfig
+from isoflop.distributed import resume_command
 from isoflop.train import checkpoint
 from isoflop.train.plan import TrainConfig
-from train import INTERRUPTED, Interrupted, again, train
+from train import INTERRUPTED, Interrupted, train
 
 ROOT = Path(__file__).resolve().parent.parent
 MC = ModelConfig(n_layer=1, n_embd=16, block_size=32)
@@ -130,7 +131,7 @@ def test_resumes_on_another_number_of_processes(toy_data, tmp_path, script):
     assert rest.returncode == 0, rest.stderr
     curves = [[json.loads(x)["loss"] for x in open(tmp_path / d / "log.jsonl")] for d in ("one", "two")]
     assert np.abs(np.subtract(curves[0][9:], curves[1][-11:])).max() < 1e-5
-    assert "going on after step 9" in rest.stdout
+    assert "resuming after step 9" in rest.stdout
 
 
 # ----- what is refused -----
@@ -142,7 +143,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_named(toy_data, tmp_
     assert (first.name, second.name) == ("step_00000005", "step_00000010")
     for name in sorted(p.name for p in second.iterdir()):
         good = (second / name).read_bytes()
-        for bad in (good[:-1], good[:20] + bytes([good[20] ^ 1]) + good[21:], None):
+        for bad in (good[:-2], good[:20] + bytes([good[20] ^ 1]) + good[21:], None):
             (second / name).unlink() if bad is None else (second / name).write_bytes(bad)
             with pytest.raises(ValueError, match="damaged.*--resume .*step_00000005"):
                 train(MC, tc, quiet=True)
@@ -207,11 +208,9 @@ def test_a_disk_without_room_for_the_weights_keeps_the_record(toy_data, tmp_path
     assert json.loads((tmp_path / "run" / "run.json").read_text()) == dataclasses.asdict(record)
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["log.jsonl", "run.json", "tokenizer.json"]
     assert "the weights could not be written" in capsys.readouterr().out
-    write = checkpoint.write
-    monkeypatch.setattr(checkpoint, "write", lambda path, text: full(None, path))
+    monkeypatch.setattr(checkpoint, "write_text", lambda path, text: full(None, path))
     with pytest.raises(OSError):
         train(MC, config(toy_data, tmp_path / "other"))
-    monkeypatch.setattr(checkpoint, "write", write)
     shown = next(x for x in capsys.readouterr().out.splitlines() if x.startswith('{"run_id"'))
     assert json.loads(shown)["val_loss"] == record.val_loss, "the record is on the screen, if nowhere else"
 
@@ -304,17 +303,17 @@ sys.exit(train.main(sys.argv[1:]))
 
 def test_the_command_that_goes_on():
     assert (
-        again(["--n_embd", "64", "--resume", "--max_iters", "5"])
+        resume_command(["--n_embd", "64", "--resume", "--max_iters", "5"])
         == "python train.py --n_embd 64 --max_iters 5 --resume"
     )
-    assert again(["--resume", "a/b", "--n_embd", "64"]) == "python train.py --n_embd 64 --resume"
-    assert again(["--resume"]) == "python train.py --resume"
+    assert resume_command(["--resume", "a/b", "--n_embd", "64"]) == "python train.py --n_embd 64 --resume"
+    assert resume_command(["--resume"]) == "python train.py --resume"
 
 
 def test_the_command_that_goes_on_over_two_nodes_can_rendezvous(monkeypatch):
     for name, value in (("WORLD_SIZE", "16"), ("GROUP_WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "8")):
         monkeypatch.setenv(name, value)
-    said = again(["--max_iters", "5"])
+    said = resume_command(["--max_iters", "5"])
     assert said == (
         "torchrun --nnodes=2 --rdzv_backend=c10d --rdzv_endpoint=HOST:PORT --nproc_per_node=8 "
         "train.py --max_iters 5 --resume"

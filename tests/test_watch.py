@@ -100,4 +100,4 @@ def test_a_tracker_that_fails_does_not_end_the_run(tmp_path, monkeypatch):
     with watch.tracker("wandb", tmp_path, "id", {}, said.append) as log:
         log({"loss": 1.0}, 1)
         log({"loss": math.e}, 2)
-    assert sent == [1] and len(said) == 1 and "the run goes on" in said[0]
+    assert sent == [1] and len(said) == 1 and "the run continues" in said[0]

@@ -112,8 +112,8 @@ class Planner:
         return counts["matmul"] - counts["non_embedding"]
 
     def typed_rate(self, lr: float) -> float:
-        """The --lr that makes a plan with peak rate `lr`: resolve() multiplies where the batch is per process."""
-        per_process = "total_batch_size" not in self.flags
+        """The --lr that makes a plan with peak rate `lr`: resolve() multiplies where --batch_size is typed."""
+        per_process = self.flags.get("batch_size") is not None
         return lr / math.sqrt(self.world.size) if per_process else lr
 
     def cell(self, shape: Shape, flops: float, seed: int | None = None, more: dict | None = None, **about) -> Cell:

@@ -167,7 +167,7 @@ def rates_of(sc, planner: Planner, book, flops: float, shapes) -> tuple[list[Cel
         base = planner.cell(shape, flops)
         if base.refused:
             continue
-        factor = math.sqrt(planner.world.size) if base.tc.total_batch_size is None else 1.0  # resolve() multiplies
+        factor = math.sqrt(planner.world.size) if base.tc.batch_size is not None else 1.0  # resolve() multiplies
         found = {}
         for rate in sorted(set(sc.lrs or [round(base.plan.lr / factor * f, 6) for f in TUNE_FACTORS])):
             about = {"more": {"lr": rate}, "probe": True, "lr_from": "tried"}
