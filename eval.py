@@ -27,7 +27,7 @@ from isoflop.data import reader
 from isoflop.data.tokenizer import load_tokenizer
 from isoflop.device import autocast
 from isoflop.display import count, fixed, text_table
-from isoflop.distributed import World
+from isoflop.distributed import DistributedEnv
 from isoflop.eval import scores
 from isoflop.eval.lm_harness import Harness
 from isoflop.files import append_line
@@ -115,7 +115,7 @@ def text_loss(found: run_dir.TrainedModel, config: EvalConfig) -> list[dict]:
     if byte_lengths is not None:
         byte_lengths = torch.from_numpy(byte_lengths).long()
     model = model.to(device).eval()
-    result = evaluate(model, tokens, byte_lengths, rows, World(device=device), autocast(dtype, device))
+    result = evaluate(model, tokens, byte_lengths, rows, DistributedEnv(device=device), autocast(dtype, device))
 
     where = f"@{Path(config.data_dir).resolve().name}"
     common = {"chance": None, "centred": None, "shots": None, "n": rows * model.config.block_size}

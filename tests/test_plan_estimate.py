@@ -1,5 +1,7 @@
 """isoflop/plan/estimate.py: published comparisons, Chinchilla's table, closed forms, repeated text, inference."""
 
+import doctest
+import importlib
 import math
 
 import pytest
@@ -62,7 +64,20 @@ def test_a_tiny_run_has_no_predicted_loss_and_says_why():
     assert any("above ln V = 6.24" in warning for warning in run["warnings"])
 
 
+def test_a_batch_per_process_says_what_becomes_of_the_rate():
+    flags = "--n_embd 96 --n_layer 3 --max_iters 50 --batch_size 4 --lr 0.01 --n_gpus 4".split()
+    warnings = plan_answer(*flags)["configurations"][0]["warnings"]
+    assert any("on 4 the peak lr goes from 0.01 to 0.02" in warning for warning in warnings)
+
+
 # ----- closed forms -----
+
+
+@pytest.mark.parametrize("module", ["estimate", "search"])
+def test_examples_of_docstrings(module):
+    module = importlib.import_module(f"isoflop.plan.{module}")
+    found = doctest.testmod(module)
+    assert found.attempted >= 2 and found.failed == 0
 
 
 @pytest.mark.parametrize("law, n", [("hoffmann_unrounded", 40.4), ("hoffmann", 32.2), ("besiroglu", 72.3)])

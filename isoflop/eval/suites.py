@@ -130,14 +130,8 @@ def score(task: Task, result: dict) -> dict:
     metric, kind = key.split(",", 1)
     stderr = result.get(f"{metric}_stderr,{kind}")
     stderr = float(stderr) if isinstance(stderr, (int, float)) else None  # "N/A" where it has none
-    return {
-        "task": task.label,
-        "metric": metric,
-        "score": numbers[key],
-        "stderr": stderr,
-        "chance": task.chance,
-        "centred": centred(numbers[key], task.chance),
-    }
+    return {"task": task.label, "metric": metric, "score": numbers[key], "stderr": stderr, "chance": task.chance,
+            "centred": centred(numbers[key], task.chance)}  # fmt: skip
 
 
 def centred(value: float, chance: float | None) -> float | None:

@@ -185,9 +185,9 @@ def model_card(cfg: ModelConfig, kind: str, n_exported: int, n_trained: int, fou
     ]
     if n_exported != n_trained:
         lines += [
-            f"The file holds {n_exported:,} weights, the trained model has {n_trained:,}. The stock architecture "
-            "needs gains (of one), biases (of zero) and, for squared ReLU, the MLP's first matrix a second time. "
-            "The logits are the same.",
+            f"The file holds {n_exported:,} weights, the trained model has {n_trained:,}: gains of one, biases of zero "
+            "and for squared ReLU the MLP's first matrix a second time stand in for what the stock architecture always "
+            "has. The logits are the same.",
             "",
         ]
     if record:

@@ -74,15 +74,9 @@ def verdict(n: float, tokens: float, tokens_per_step: float | None = None) -> Ve
 
 
 def estimate_run(
-    name: str,
-    cfg: ModelConfig,
-    plan,
-    micro_batch_size: int,
-    ranged_laws: list[RangedLaw],
-    machine: Machine,
-    unique: float | None = None,
-    **settings,
-) -> RunEstimate:
+    name: str, cfg: ModelConfig, plan, micro_batch_size: int, ranged_laws: list[RangedLaw], machine: Machine,
+    unique: float | None = None, **settings,
+) -> RunEstimate:  # fmt: skip
     """All estimates of one run.
 
     Parameters
@@ -97,6 +91,12 @@ def estimate_run(
         repetition = repeated(tokens, unique, counts["total"], cfg.vocab_size)
         worth = repetition["effective_tokens"]
     losses, warnings = predict(ranged_laws, counts, counts["total"], worth, cfg.vocab_size)
+    rate_notes = []
+    if plan.lr_one_process not in (None, plan.lr):
+        rate_notes.append(
+            f"--batch_size is per process: on {plan.world_size} the peak lr goes from {plan.lr_one_process:.3g} to "
+            f"{plan.lr:.3g}, by the square root; --total_batch_size keeps it"
+        )
     return RunEstimate(
         name=name,
         shape={key: getattr(cfg, key) for key in SIZES},
@@ -115,7 +115,7 @@ def estimate_run(
         memory=machine.memory_of(cfg, micro_batch_size, **settings),
         time=machine.bill(cfg, tokens),
         repeated=repetition,
-        warnings=[*plan.warnings(), *warnings],
+        warnings=[*plan.warnings(), *rate_notes, *warnings],
     )
 
 
@@ -268,17 +268,10 @@ def with_inference(ranged_laws, losses: dict, inference: float) -> dict:
         n, tokens, flops = laws.lifetime_optimum(ranged.law, loss, inference)
         flops_trained = n_trained * (6 * tokens_trained + 2 * inference)
         answers[ranged.name] = {
-            "loss": loss,
-            "n_training_only": n_trained,
-            "tokens_training_only": tokens_trained,
-            "flops_training_only": flops_trained,
-            "n": n,
-            "tokens": tokens,
-            "ratio": tokens / n,
-            "flops": flops,
-            "saved": 1 - flops / flops_trained,
-            "training_flops": 6 * n * tokens,
-        }
+            "loss": loss, "n_training_only": n_trained, "tokens_training_only": tokens_trained,
+            "flops_training_only": flops_trained, "n": n, "tokens": tokens, "ratio": tokens / n, "flops": flops,
+            "saved": 1 - flops / flops_trained, "training_flops": 6 * n * tokens,
+        }  # fmt: skip
         warnings += ranged.outside(N=n, D=tokens)
     if not answers:
         raise UserError("--inference_tokens needs a loss to reach: --target_loss, --n_params or --flop_budget, "

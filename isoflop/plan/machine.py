@@ -85,13 +85,9 @@ class Machine:
 
 
 def make_machine(
-    gpu: str | None = None,
-    n_gpus: int = 1,
-    mfu: float | None = None,
-    peak_flops: float | None = None,
-    measured: str | None = None,
-    price_per_hour: float | None = None,
-) -> Machine:
+    gpu: str | None = None, n_gpus: int = 1, mfu: float | None = None, peak_flops: float | None = None,
+    measured: str | None = None, price_per_hour: float | None = None,
+) -> Machine:  # fmt: skip
     """A machine from names and numbers.
 
     Parameters

@@ -91,15 +91,9 @@ def _score_columns(T: int) -> float:
 
 
 def estimate_memory(
-    cfg: ModelConfig,
-    micro_batch_size: int,
-    dtype: str = "bfloat16",
-    path: str = "cuda",
-    n_gpus: int = 1,
-    optimizer: str = "adamw",
-    ema: bool = False,
-    val_tokens: int = 2**17,
-) -> Memory:
+    cfg: ModelConfig, micro_batch_size: int, dtype: str = "bfloat16", path: str = "cuda", n_gpus: int = 1,
+    optimizer: str = "adamw", ema: bool = False, val_tokens: int = 2**17,
+) -> Memory:  # fmt: skip
     """Memory of one process of train.py.
 
     Parameters

@@ -9,7 +9,7 @@ from isoflop.display import sig
 from isoflop.flops import count_params, flops_per_token, flops_per_token_exact
 from isoflop.options import UserError, mistake_in, options_of
 from isoflop.plan.estimate import CHINCHILLA, best_size
-from isoflop.plan.law import load_law
+from isoflop.plan.law import RangedLaw, load_law
 from isoflop.plan.machine import Bill, Machine
 from isoflop.plan.memory import Memory
 
@@ -54,16 +54,9 @@ class SearchResult:
 
 
 def search_architectures(
-    flops: float,
-    law="hoffmann",
-    family: str = "default",
-    given: dict | None = None,
-    ratio: float = CHINCHILLA,
-    exact: bool = True,
-    top: int = 8,
-    machine: Machine | None = None,
-    **memory_settings,
-) -> SearchResult:
+    flops: float, law="hoffmann", family: str = "default", given: dict | None = None, ratio: float = CHINCHILLA,
+    exact: bool = True, top: int = 8, machine: Machine | None = None, **memory_settings,
+) -> SearchResult:  # fmt: skip
     """The architectures of least predicted loss that spend `flops`, with and without D = ratio x N.
 
     Parameters
@@ -87,30 +80,18 @@ def search_architectures(
     --------
     >>> found = search_architectures(1e21, "hoffmann", "llama3", {"block_size": 2048})
     >>> found.best[0].cfg.n_layer, found.best[0].cfg.n_embd
-    (18, 2048)
+    (18, 2304)
     """
     if not 0 < ratio < math.inf:
         raise UserError(f"--tokens_per_param {ratio:g} must be a positive finite number")
     ranged, given = load_law(law), given or {}
     optimum = best_size(flops, ranged)
-    per_token = flops_per_token_exact if exact else flops_per_token
-    rows = []
-    for cfg in architectures(family, given, optimum.n):
-        n, tokens = count_params(cfg)[ranged.count], flops / per_token(cfg)
-        rows.append(Candidate(cfg, n, tokens, tokens / n, float(ranged.law.loss(n, tokens))))
+    rows = _ranked(flops, ranged, architectures(family, given, optimum.n), exact)
     if not rows:
         raise UserError(
             f"--flop_budget {flops:g} is best spent on some {optimum.n:.3g} parameters, and family {family} with its "
             "vocabulary has nothing near that size; raise it, or lower --vocab_size"
         )
-    rows.sort(key=lambda row: row.loss)
-    least, guess = rows[0].loss, math.log(rows[0].cfg.vocab_size)
-    if least > guess:
-        raise UserError(
-            f"--flop_budget {flops:g} is not reached by --law {ranged.name}: its least loss, {sig(least, 3)} nats, is "
-            f"above that of a uniform guess, ln V = {guess:.2f}; raise it, or give the fit.json of a sweep near it"
-        )
-    rows = [replace(row, gap=row.loss - least) for row in rows]
     near = [row for row in rows if abs(math.log(row.ratio / ratio)) <= NEAR_RATIO]
     constrained = near or [min(rows, key=lambda row: abs(math.log(row.ratio / ratio)))]
     machine = machine or Machine()
@@ -123,6 +104,24 @@ def search_architectures(
         ratio_met=bool(near),
         warnings=ranged.outside(N=best[0].n, D=best[0].tokens, C=flops),
     )  # fmt: skip
+
+
+def _ranked(flops: float, ranged: RangedLaw, configurations, exact: bool) -> list[Candidate]:
+    """Candidates for the budget, least loss first; UserError where that is above the loss of a uniform guess."""
+    rows, per_token = [], flops_per_token_exact if exact else flops_per_token
+    for cfg in configurations:
+        n, tokens = count_params(cfg)[ranged.count], flops / per_token(cfg)
+        rows.append(Candidate(cfg, n, tokens, tokens / n, float(ranged.law.loss(n, tokens))))
+    if not rows:
+        return []
+    rows.sort(key=lambda row: row.loss)
+    least, guess = rows[0].loss, math.log(rows[0].cfg.vocab_size)
+    if least > guess:
+        raise UserError(
+            f"--flop_budget {flops:g} is not reached by --law {ranged.name}: its least loss, {sig(least, 3)} nats, is "
+            f"above that of a uniform guess, ln V = {guess:.2f}; raise it, or give the fit.json of a sweep near it"
+        )
+    return [replace(row, gap=row.loss - least) for row in rows]
 
 
 def _leaders(rows: list[Candidate], top: int, machine: Machine, memory_settings: dict) -> list[Candidate]:
