@@ -4,8 +4,9 @@
     python train.py --preset gpt2 --max_iters 5000 --compile
     torchrun --nproc_per_node=8 train.py --flop_budget 1e16
 
-The budget is C = 6 N D: N counts every weight that multiplies an activation (the
-head, but not the embedding), D the training tokens. The record is one CSV row.
+The budget is C = 6 N D: N counts every weight that multiplies an activation
+(the head, but not the embedding), D the training tokens. The record, run.json,
+is one CSV row.
 """
 
 import contextlib
@@ -39,7 +40,7 @@ from isoflop.train.record import RunRecord, make_record, run_id, trajectory
 from isoflop.train.validation import evaluate, validation_rows
 from model import GPT, generate, load_model, save_model
 
-POLL = 8  # steps after which several processes ask each other whether one was told to stop
+POLL = 8  # steps between two rounds in which several processes agree whether to stop
 INTERRUPTED = 75  # exit status of a run that a signal ended and that can be resumed: EX_TEMPFAIL of sysexits.h
 
 

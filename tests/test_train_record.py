@@ -29,12 +29,12 @@ def test_run_id_follows_the_result_alone(toy_data, tmp_path):
 
 
 def test_an_option_that_is_not_used_is_not_in_the_run_id(monkeypatch):
-    """The ids are those that commit 7d47cba gave, with its RECIPE, before there were rules and options."""
+    """These ids are commit 7d47cba's, of TRAIN_VERSION 1, before there were rules and options."""
     monkeypatch.setattr(record, "TRAIN_VERSION", 1)
     tokens = SimpleNamespace(meta={"corpus_sha256": "c", "tokenizer_sha256": "t"})
 
-    def name(n_layer, n_embd, **asked):
-        mc, tc = ModelConfig(n_layer=n_layer, n_embd=n_embd, vocab_size=512), TrainConfig(**asked)
+    def name(n_layer, n_embd, **flags):
+        mc, tc = ModelConfig(n_layer=n_layer, n_embd=n_embd, vocab_size=512), TrainConfig(**flags)
         return record.run_id(mc, tc, resolve(mc, tc), "bfloat16", tokens)
 
     typed = dict(max_iters=300, batch_size=4, lr=1e-2, weight_decay=0.0, beta2=0.99, warmup_frac=0.1)
@@ -66,20 +66,20 @@ def test_summary_is_one_line():
 
 
 def test_commit_is_the_checkout_s(tmp_path, monkeypatch):
-    """Not that of whatever repository an installed package lies in."""
-    asked = []
+    """Not the commit of the repository that an installed package lies in."""
+    commands = []
 
     def git(command, **_):
-        asked.append(command)
+        commands.append(command)
         return SimpleNamespace(stdout="" if "status" in command else "0123456789\n")
 
     monkeypatch.setattr(record.subprocess, "run", git)
     assert record.commit() == "0123456789"
-    root = asked[0][2]
+    root = commands[0][2]
     installed = tmp_path / "isoflop" / "train" / "record.py"
     installed.parent.mkdir(parents=True)
     shutil.copy(record.__file__, installed)
     monkeypatch.setattr(record, "__file__", str(installed))
-    assert record.commit() == "" and len(asked) == 2
+    assert record.commit() == "" and len(commands) == 2
     (tmp_path / "train.py").touch()
-    assert record.commit() == "0123456789" and asked[-1][2] == str(tmp_path) != root
+    assert record.commit() == "0123456789" and commands[-1][2] == str(tmp_path) != root
