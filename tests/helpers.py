@@ -91,7 +91,7 @@ def run_sweep(*flags) -> int:
 
 
 def quick_fits(patch):
-    """Let sweep.py fit without pictures and with few resamples, which take seconds; test_fit_report.py has them drawn."""
+    """Let sweep.py fit without pictures, which take seconds, and with few resamples; test_fit_report.py draws."""
     import sweep
 
     whole = sweep.fit.run
