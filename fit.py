@@ -268,6 +268,8 @@ def make_parser() -> Parser:
 def fit_and_print(parser, args):
     options = parser.read(Options, args)
     if args.law is not None:
+        if args.paths:
+            raise UserError(f"--law predicts without runs; leave out {args.paths[0]}, or --law for --compare")
         print(report.summary(from_law(args.law, options)))
         return
     result = run(args.paths, **vars(options))

@@ -138,6 +138,7 @@ def test_a_published_law_needs_no_csv(capsys):
         (["{csv}", "--simulate", "hoffmann"], "unrecognized arguments: --simulate"),
         (["--law", "hofmann", "--predict_flops", "1e20"], "hoffmann"),
         (["--law", "hoffmann"], "--law needs --predict_flops"),
+        (["{csv}", "--law", "hoffmann", "--predict_flops", "1e20"], "--law predicts without runs; leave out"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(tmp_path, argv, says, capsys):

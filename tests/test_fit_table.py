@@ -71,6 +71,7 @@ def test_selection_is_listed(tmp_path):
     n, d, _, loss = RUNS
     columns = {"n_params": n, "tokens": d, "val_loss": loss, "kind": ["a", "b"] * (len(n) // 2)}
     path = write_runs(tmp_path / "r.csv", columns)
+    assert len(read([path], where="kind == b").n) == len(n) // 2
     table = read([path], where=["kind == a", "n_params > 1e8"], exclude_flops_above=2e19, drop_top_loss=2)
     assert (table.n > 1e8).all() and (table.c < 2.01e19).all()
     counts = table.info["dropped_counts"]

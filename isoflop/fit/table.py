@@ -183,7 +183,7 @@ def read(paths, columns=None, where=(), exclude_flops_above=None, drop_top_loss=
         Tables of runs. Beside one, a file with a `step` column (log.jsonl of train.py) adds training curves by run_id.
     columns : dict, optional
         Column names for the roles n, d, c, loss, run_id, loss_se, where the usual names do not apply.
-    where : list of str
+    where : str, or list of str
         Selections 'column op value'; rows outside are left out and listed.
     exclude_flops_above : float, optional
         Leave out runs that cost more FLOPs than this.
@@ -203,6 +203,8 @@ def read(paths, columns=None, where=(), exclude_flops_above=None, drop_top_loss=
         Nothing readable, columns missing, or no row left: one line that says what was found.
     """
     columns = {role: name for role, name in (columns or {}).items() if name}
+    if isinstance(where, str):
+        where = [where]
     logs = _logs(paths)
     seen, parts = _Seen(), []
     for path in paths:
