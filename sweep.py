@@ -39,6 +39,7 @@ from isoflop.sweep import results as results_
 from isoflop.sweep.cells import SIZE_LADDER, Cell, ModelSize, Planner, stand_in
 from isoflop.sweep.results import ResultsFile, resume_command
 from isoflop.sweep.simulate import Simulation
+from isoflop.train.failures import status_of
 from isoflop.train.plan import TrainConfig
 from isoflop.train.record import RunRecord
 from train import Interrupted, train
@@ -140,7 +141,7 @@ class SweepConfig:
 # ----- one cell -----
 
 
-def run_cell(mc: ModelConfig, tc: TrainConfig, start, keep, world: DistributedEnv, stop=lambda: False) -> dict:
+def run_cell(mc: ModelConfig, tc: TrainConfig, start, keep, env: DistributedEnv, stop=lambda: False) -> dict:
     """Train one cell; every rank calls it. Resumes where stop() has ended an earlier attempt.
 
     Parameters
@@ -152,9 +153,9 @@ def run_cell(mc: ModelConfig, tc: TrainConfig, start, keep, world: DistributedEn
     -------
     {"record": ...} of a run, or {"status", "error"} of one that has none. OSError goes up: it concerns all cells.
     """
-    answer = attempt(mc, tc, start, keep, world, stop)
+    answer = attempt(mc, tc, start, keep, env, stop)
     gc.collect()  # before the next cell
-    if world.device.startswith("cuda"):
+    if env.device.startswith("cuda"):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     if "torch._dynamo" in sys.modules:
@@ -162,7 +163,7 @@ def run_cell(mc: ModelConfig, tc: TrainConfig, start, keep, world: DistributedEn
     return answer
 
 
-def attempt(mc: ModelConfig, tc: TrainConfig, start, keep, world: DistributedEnv, stop) -> dict:
+def attempt(mc: ModelConfig, tc: TrainConfig, start, keep, env: DistributedEnv, stop) -> dict:
     checkpoints = Path(tc.out_dir) / "checkpoints"
     more = {"keep": {int(step): Path(folder) for step, folder in keep}}
     if checkpoints.is_dir():
@@ -170,19 +171,21 @@ def attempt(mc: ModelConfig, tc: TrainConfig, start, keep, world: DistributedEnv
     elif start and Path(start).is_dir():
         more["start"] = start
     try:
-        record = train(mc, tc, world, quiet=True, stop=stop, **more)
+        record = train(mc, tc, env, quiet=True, stop=stop, **more)
     except Interrupted as end:
         return {"status": "interrupted", "error": str(end), "saved": bool(end.saved)}
     except ValueError as error:
         return {"status": "refused", "error": str(error)}
     except RuntimeError as error:
-        if world.size > 1:  # the others wait in a collective: only ending all of them is safe
+        if status_of(error) == "peer_lost":
+            raise OSError(executors.PEER_LOST) from None
+        if env.size > 1:  # the others wait in a collective: only ending all of them is safe
             raise
         traceback.print_exc()
         return {"status": "failed", "error": " ".join(str(error).split())[:200]}
     if record.status == "peer_lost":
         raise OSError(executors.PEER_LOST)
-    if not tc.ckpt_every and world.rank == 0:
+    if not tc.ckpt_every and env.rank == 0:
         shutil.rmtree(checkpoints, ignore_errors=True)
     return {"record": asdict(record)}
 
@@ -195,7 +198,7 @@ class Job:
     """A sweep under way, on rank 0."""
 
     sc: SweepConfig
-    world: DistributedEnv
+    env: DistributedEnv
     stop: Callable[[], bool]
     planner: Planner
     other: Planner | None = None  # plans with --other_vocab
@@ -233,33 +236,33 @@ class Job:
 
     def count_workers(self, todo: list[Cell]) -> int:
         """How many workers are to share the cells; 0 where this process group runs them in turn."""
-        sc, world, ranks = self.sc, self.world, int(os.environ.get("WORLD_SIZE", 1))
-        if self.asked or sc.parallel == "ddp" or world.size > 1:
+        sc, env, ranks = self.sc, self.env, int(os.environ.get("WORLD_SIZE", 1))
+        if self.asked or sc.parallel == "ddp" or env.size > 1:
             return 0
         if ranks > 1:  # each watches a worker of its own, and waits for cells
             return ranks
         if not todo:
             return 0
-        count = sc.workers or workers.default_count(world.device)
+        count = sc.workers or workers.default_count(env.device)
         if not sc.moves:  # else the next budgets bring more cells
             count = min(count, len(todo))
         if sc.parallel is None:
             large = sum(c.cost for c in todo) >= SMALL_FLOPS or sc.moves or sc.workers
-            if world.device != "cpu" or not large or count == 1:
+            if env.device != "cpu" or not large or count == 1:
                 return 0
         return count
 
     def ask(self, cell: Cell) -> dict:
         """The answer to one cell, in this process."""
         if self.asked is None:
-            return run_cell(cell.mc, cell.tc, cell.start, cell.keep, self.world, self.stop)
+            return run_cell(cell.mc, cell.tc, cell.start, cell.keep, self.env, self.stop)
         try:
             return {"record": self.asked(self.planner, cell)}
         except api.Refused as error:
             return {"status": "refused", "error": str(error)}
 
 
-def set_up(sc: SweepConfig, flags: dict, world: DistributedEnv, stop) -> Job:
+def set_up(sc: SweepConfig, flags: dict, env: DistributedEnv, stop) -> Job:
     """The planner, and where losses come from. Makes the embedded text where no other is named."""
     asked = None
     if sc.simulate:
@@ -273,11 +276,11 @@ def set_up(sc: SweepConfig, flags: dict, world: DistributedEnv, stop) -> Job:
         tokens = reader.open_data(flags["data_dir"])
     else:
         tokens = stand_in(sc.vocab_size, source)
-    planner, other = Planner(sc.out_dir, flags, tokens, world, source), None
+    planner, other = Planner(sc.out_dir, flags, tokens, env, source), None
     if sc.other_vocab:
         other_flags = {**flags, "data_dir": sc.other_vocab}
-        other = Planner(sc.out_dir, other_flags, reader.open_data(sc.other_vocab), world, source)
-    return Job(sc, world, stop, planner, other, asked)
+        other = Planner(sc.out_dir, other_flags, reader.open_data(sc.other_vocab), env, source)
+    return Job(sc, env, stop, planner, other, asked)
 
 
 def sweep(job: Job, here: executors.InGroup) -> int:
@@ -285,7 +288,7 @@ def sweep(job: Job, here: executors.InGroup) -> int:
 
     here : executor of this process group; where cells run side by side, workers take its place.
     """
-    sc, world = job.sc, job.world
+    sc, env = job.sc, job.env
     if sc.reuse_trunk and job.planner.flags.get("schedule") != "wsd":
         raise UserError("--reuse_trunk needs --schedule wsd: a cosine has no stretch that budgets can share")
     next(job.stages(job.open_results(repair=False), save=False))  # refuses before anything is written
@@ -293,20 +296,20 @@ def sweep(job: Job, here: executors.InGroup) -> int:
         stack.enter_context(folder_lock(sc.out_dir, "sweep"))
         results = job.open_results()
         if sc.api and job.asked.flops_used() is not None:
-            world.print0(f"the service has counted {job.asked.used:.4g} FLOPs")
+            env.print0(f"the service has counted {job.asked.used:.4g} FLOPs")
             results.elsewhere = max(0.0, job.asked.used - results.spent())
         gc.freeze()  # what the imports made is not looked through after every cell
         quiet = not sys.stderr.isatty()
         bar = stack.enter_context(tqdm(total=0, unit="FLOP", unit_scale=True, desc="sweep", disable=quiet))
         executor, capped = here, ""
         for cells in job.stages(results):
-            world.print0(dry_run.table(cells, results.done()))
+            env.print0(dry_run.table(cells, results.done()))
 
             # what is missing, and who runs it
             todo = results.missing(cells, job.planner, sc.retry)
             count = job.count_workers(todo)
             if count and executor is here:
-                executor = workers.Pool(world.device, count)
+                executor = workers.Pool(env.device, count)
                 stack.callback(executor.close)
             queue = executors.Queue(executor.in_order(todo, sc), results, sc, job.stop)
             job.known += len(todo)
@@ -339,7 +342,7 @@ def settle(job: Job, cell: Cell, answer: dict, results: ResultsFile):
     if status in ("interrupted", "died"):  # no row, so that the next sweep runs it
         if answer.get("saved"):
             results.withdraw(cell)
-        job.world.print0(f"{head}{cell.run_id} | {answer['error']}; the cell is left for the next sweep")
+        job.env.print0(f"{head}{cell.run_id} | {answer['error']}; the cell is left for the next sweep")
         return
     if record is None:
         record = job.planner.record(cell, status, steps=0, tokens=0, flops=0, flops_exact=0)
@@ -350,7 +353,7 @@ def settle(job: Job, cell: Cell, answer: dict, results: ResultsFile):
         loss = f"loss {record['val_loss']:.4f}" if record["val_loss"] else "no loss"
         text = f"{cell.run_id} | {loss}"
     results.add(cell, record, job.source)
-    job.world.print0(head + text)
+    job.env.print0(head + text)
 
 
 def finish(job: Job, results: ResultsFile, capped: str) -> int:
@@ -364,10 +367,7 @@ def finish(job: Job, results: ResultsFile, capped: str) -> int:
             print(fit_text(sc, results))
     except ValueError as error:
         print(f"no fit: {error}")
-    written = (
-        "ablation.csv, ablation.md and ablation.png" if sc.ablation else "fit.json, prediction.md and the pictures"
-    )
-    print(summary.totals(results, written))
+    print(summary.totals(results, bool(sc.ablation)))
     if not sc.ablation:
         command = summary.next_command(sc, job.planner, results)
         if command:
@@ -397,7 +397,7 @@ def fit_text(sc: SweepConfig, results: ResultsFile) -> str:
 
 def show_dry_run(job: Job, here: executors.InGroup):
     """Print the cells, what they cost, and how wide the intervals of their law will be. Nothing is written."""
-    sc, world, results = job.sc, job.world, job.open_results(repair=False)
+    sc, env, results = job.sc, job.env, job.open_results(repair=False)
     stages = list(job.stages(results, save=False))
     cells = [c for stage in stages for c in stage]
     good, done = [c for c in cells if not c.refused], results.done()
@@ -405,24 +405,24 @@ def show_dry_run(job: Job, here: executors.InGroup):
     costs, room, count = {}, None, max(1, job.count_workers(todo))
     if job.asked is None:
         beside = contextlib.nullcontext()
-        if count > 1 and world.device == "cpu" and not sc.mfu:
+        if count > 1 and env.device == "cpu" and not sc.mfu:
             middle = sorted(good, key=lambda c: c.cost)[len(good) // 2]
-            beside = dry_run.company(middle, run_cell, world.device, workers.cores()[:count])
+            beside = dry_run.company(middle, run_cell, env.device, workers.cores()[:count])
         with beside:
-            found = dry_run.estimates(good, here.one, world.device, job.planner.tokens, sc.mfu, world.size)
+            found = dry_run.estimates(good, here.one, env.device, job.planner.tokens, sc.mfu, env.size)
         costs = dict(zip(good, found, strict=True))
-        room = dry_run.memory_gb(world.device, count)
+        room = dry_run.memory_gb(env.device, count)
     listed = [costs.get(c) for c in cells] if costs else None
-    world.print0(dry_run.table(cells, done, listed, sc.price_per_hour, room, full=True))
+    env.print0(dry_run.table(cells, done, listed, sc.price_per_hour, room, full=True))
     seconds = [costs[c].seconds for c in todo if c in costs]
-    world.print0(summary.what_is_left(todo, len(cells), seconds, count, sc.price_per_hour, world.size))
+    env.print0(summary.what_is_left(todo, len(cells), seconds, count, sc.price_per_hour, env.size))
     if sc.moves and not grid.decided(results.folder):
-        world.print0("sizes of later budgets will move with the fit of the earlier ones (--no-recentre: they stay)")
+        env.print0("sizes of later budgets will move with the fit of the earlier ones (--no-recentre: they stay)")
     if sc.total_flops and results.spent() + sum(c.cost for c in todo) > sc.total_flops:
-        world.print0(f"--total_flops {sc.total_flops:g} will stop it: {results.spent():.4g} are spent already")
+        env.print0(f"--total_flops {sc.total_flops:g} will stop it: {results.spent():.4g} are spent already")
     if sc.ablation:  # one variant is one grid
         good = [c for c in stages[0] if not c.refused]
-    world.print0(power.describe(good, sc.law or sc.simulate, results.folder, sc.noise, sc.predict_flops))
+    env.print0(power.describe(good, sc.law or sc.simulate, results.folder, sc.noise, sc.predict_flops))
 
 
 # ----- command line -----
@@ -451,24 +451,24 @@ def run(parser: Parser, args) -> int:
             return signalled() or (ranks > 1 and os.getppid() != parent)  # the second: torchrun was killed
 
         if ranks > 1 and (sc.parallel == "cells" or sc.simulate or sc.api):  # no process group
-            world = DistributedEnv(device=pick_device(flags.get("device", "auto")))
+            env = DistributedEnv(device=pick_device(flags.get("device", "auto")))
             if rank == 0:
-                return lead(sc, flags, world, stop)
+                return lead(sc, flags, env, stop)
             if not (sc.dry_run or sc.simulate or sc.api):
-                workers.watch(workers.Pool(world.device), stop)
+                workers.watch(workers.Pool(env.device), stop)
             return 0
-        with launch(flags.get("device", "auto")) as world:
-            if world.rank == 0:
-                return lead(sc, flags, world, stop)
-            executors.InGroup(world, lambda c: run_cell(c.mc, c.tc, c.start, c.keep, world, stop)).follow()
+        with launch(flags.get("device", "auto")) as env:
+            if env.rank == 0:
+                return lead(sc, flags, env, stop)
+            executors.InGroup(env, lambda c: run_cell(c.mc, c.tc, c.start, c.keep, env, stop)).follow()
             return 0
 
 
-def lead(sc: SweepConfig, flags: dict, world: DistributedEnv, stop) -> int:
+def lead(sc: SweepConfig, flags: dict, env: DistributedEnv, stop) -> int:
     """Rank 0's part."""
-    here = executors.InGroup(world, None)
+    here = executors.InGroup(env, None)
     with contextlib.closing(here):
-        job = set_up(sc, flags, world, stop)
+        job = set_up(sc, flags, env, stop)
         here.ask = job.ask
         if sc.dry_run:
             show_dry_run(job, here)

@@ -122,7 +122,10 @@ def resume_command(argv: list[str]) -> str:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGINT or SIGTERM was received. The second one ends the process at once."""
+    """A function that says whether SIGINT, SIGTERM or SIGHUP was received. The second one ends the process at once.
+
+    SIGHUP, of a terminal that is closed, stays ignored where it was: under nohup the process is to live on.
+    """
     received = []
 
     def note(number, frame):
@@ -133,7 +136,10 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         for s in before:
             signal.signal(s, before[s])
 
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        heeded.append(signal.SIGHUP)
+    before = {s: signal.signal(s, note) for s in heeded}
     try:
         yield lambda: bool(received)
     finally:

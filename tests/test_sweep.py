@@ -128,6 +128,44 @@ def test_rates_are_probed_at_both_ends_and_read_between(toy_data, tmp_path):
     assert run_sweep(*flags) == 0 and (tmp_path / "out" / "runs.csv").read_bytes() == before
 
 
+@pytest.mark.parametrize("flags", [["--lrs", 0.3, 0.5, 0.7], ["--lrs", 0.3, 0.5, 0.7, "--seeds", 0, 1]])
+def test_a_probe_that_is_a_cell_s_own_run_is_its_row(toy_data, tmp_path, monkeypatch, flags):
+    """Where the best rate is the first or last tried, the cell can be the very run that tried it: it gets a row, once,
+    and no second run."""
+    trained = []
+
+    def counted(mc, tc, *args, **more):
+        record = train(mc, tc, *args, **more)
+        trained.append(record.run_id)
+        return dataclasses.replace(record, val_loss=5 + record.lr)  # the smallest rate is best
+
+    monkeypatch.setattr(sweep, "train", counted)
+    out = tmp_path / "out"
+    flags = ["--flop_budgets", "2e7", "4e7", "--n_embds", 8, 16, *SMALL_SIZES[10:], "--data_dir", toy_data, *flags]
+    assert run_sweep(*flags, "--out_dir", out) == 0
+    rows, probes = rows_of(out), rows_of(out, "probes.csv")
+    cells = 8 if "--seeds" in flags else 4
+    both = {r["run_id"] for r in rows} & {r["run_id"] for r in probes}
+    assert len(losses_of(out)) == cells and both, "no cell is a probe; the test shows nothing"
+    assert {r["status"] for r in rows} == {"ok"} and {r["lr_from"] for r in rows} == {"tuned"}
+    assert len(trained) == len(set(trained)) == len(rows) + len(probes) - len(both)
+    spent = results.ResultsFile(out).spent()
+    assert spent == sum(float(r["flops"]) for r in [*rows, *probes]) - sum(
+        float(r["flops"]) for r in rows if r["run_id"] in both
+    )
+    before = (out / "runs.csv").read_bytes()
+    (out / "runs.csv").write_bytes(before[: before.rstrip().rfind(b"\n") + 1])  # as if killed before the last row
+    assert run_sweep(*flags, "--out_dir", out) == 0
+    assert (out / "runs.csv").read_bytes() == before and len(trained) == len(set(trained))
+    assert results.ResultsFile(out).spent() == spent
+
+
+def test_two_budgets_that_make_one_run_both_have_its_result(toy_data, tmp_path):
+    flags = ["--n_embds", 8, 16, *SMALL_SIZES[10:], "--data_dir", toy_data, "--out_dir", tmp_path / "out"]
+    assert run_sweep("--flop_budgets", "2.2e7", "2.2001e7", *flags) == 0
+    assert len(losses_of(tmp_path / "out")) == 2
+
+
 # ----- cells that fail, caps -----
 
 

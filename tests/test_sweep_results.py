@@ -22,6 +22,12 @@ def record(run_id="abc", status="ok", **more):
     return ones | {"run_id": run_id, "status": status, "steps": 10, "flops": 900, **more}
 
 
+class Trained:
+    """As much of a Planner as ResultsFile.missing() needs."""
+
+    source = "trained"
+
+
 # ----- the CSV -----
 
 
@@ -105,9 +111,58 @@ def test_a_record_without_a_row_is_taken_once_and_only_where_it_is_this_run_s(tm
     found = results.ResultsFile(tmp_path)
     path = tmp_path / "cells" / "abc" / "run.json"
     path.parent.mkdir(parents=True)
-    for text in ("", "[]", "{}", json.dumps(record("another")), json.dumps(record(status="interrupted"))):
+    ended_by_machine = [json.dumps(record(status=status)) for status in ("interrupted", "peer_lost")]
+    for text in ("", "[]", "{}", json.dumps(record("another")), *ended_by_machine):
         path.write_text(text)
         assert not found.recover(planned(), "trained") and not found.rows
     path.write_text(json.dumps(record()))
     assert found.recover(planned(), "trained") and found.done() == {"abc"}
     assert len(results.read_rows(tmp_path / "runs.csv")) == 1
+
+
+def test_a_run_that_its_machine_ended_is_no_result(tmp_path):
+    """Rows of peer_lost that an older version wrote: what they cost counts, and their run is done again."""
+    found = results.ResultsFile(tmp_path)
+    found.add(planned(), record(status="peer_lost", steps=5, flops=450), "trained")
+    for again in (found, results.ResultsFile(tmp_path)):
+        assert again.done() == set() and again.spent() == 450
+        assert [c.run_id for c in again.missing([planned()], Trained())] == ["abc"]
+    found.add(planned(), record(), "trained")
+    assert results.ResultsFile(tmp_path).done() == {"abc"} and found.spent() == 1350
+    assert found.places() == {(1, 1, 1.0, 1)}
+
+
+# ----- a probe that is a cell's own run -----
+
+
+def test_a_probe_s_run_is_the_row_of_the_cell_with_its_id(tmp_path):
+    """One run, a row in each file, its cost counted once, also when it was begun twice and read again."""
+    found = results.ResultsFile(tmp_path)
+    probe, cell = planned(probe=True, lr_from="tried"), planned(lr_from="tuned", lr_on_edge=1)
+    found.begin(probe)  # cut off
+    found.begin(probe)
+    found.add(probe, record(train_s=36.0, eval_s=0.0, startup_s=0.0), "trained")
+    assert found.missing([cell], Trained()) == [] and found.missing([cell], Trained()) == []
+    for again in (found, results.ResultsFile(tmp_path)):
+        (row,), (tried,) = again.rows, again.probe_rows
+        assert (row["run_id"], row["lr_from"], row["lr_on_edge"], row["status"]) == ("abc", "tuned", "1", "ok")
+        assert tried["lr_from"] == "tried" and row["val_loss"] == tried["val_loss"]
+        assert (float(tried["flops_spent"]), float(row["flops_spent"])) == (900, 0)
+        assert again.spent() == 900 + 900 and again.cut_off() == 900 and again.hours() == pytest.approx(0.01)
+
+
+def test_a_probe_that_is_a_run_of_the_grid_needs_no_second_run(tmp_path):
+    found = results.ResultsFile(tmp_path)
+    found.add(planned(), record(), "trained")
+    assert found.missing([planned(probe=True)], Trained()) == []
+    assert len(found.rows) == 1 and not found.probe_rows
+
+
+def test_retry_leaves_runs_that_have_a_result(tmp_path):
+    """--retry runs cells without a result: no probe again, and no cell that a probe has run."""
+    found = results.ResultsFile(tmp_path)
+    found.add(planned(probe=True), record(n_embd=8), "trained")
+    found.add(planned("def", probe=True), record("def", status="diverged", val_loss=None), "trained")
+    cells = [planned(probe=True), planned("def", probe=True)]
+    assert [c.run_id for c in found.missing(cells, Trained(), retry=True)] == ["def"]
+    assert found.missing([planned()], Trained(), retry=True) == [] and len(found.rows) == 1

@@ -96,15 +96,15 @@ class Planner:
     out_dir : of the sweep; each run gets a folder in it.
     flags : {name: value} of the flags of train.py that were typed, and of --preset.
     tokens : the token folder, or a stand_in().
-    world : the processes that will train a cell together.
+    env : the processes that will train a cell together.
     source : "trained", or what losses are drawn from or asked of.
     """
 
-    def __init__(self, out_dir: str, flags: dict, tokens, world: DistributedEnv, source: str = "trained"):
+    def __init__(self, out_dir: str, flags: dict, tokens, env: DistributedEnv, source: str = "trained"):
         self.out_dir = Path(out_dir)
         self.flags = flags
         self.tokens = tokens
-        self.world = world
+        self.env = env
         self.source = source
         self.vocab_size = tokens.meta["vocab_size"]
 
@@ -177,13 +177,13 @@ class Planner:
         # processes, by whose square root resolve() raises the rate where --batch_size is per process.
         flags.pop("lr_scale", None)
         if flags.get("batch_size") is not None:
-            flags["total_batch_size"] = flags.pop("batch_size") * mc.block_size * self.world.size
+            flags["total_batch_size"] = flags.pop("batch_size") * mc.block_size * self.env.size
         return flags
 
     def _plan(self, mc: ModelConfig, tc: TrainConfig) -> RunPlan:
         if self.tokens.train is None:
-            return resolve(mc, tc, self.world.size)
-        plan = resolve(mc, tc, self.world.size, len(self.tokens.train))
+            return resolve(mc, tc, self.env.size)
+        plan = resolve(mc, tc, self.env.size, len(self.tokens.train))
         validation_rows(self.tokens, mc.block_size, tc.val_tokens)  # UserError where the text is too short
         return plan
 
@@ -191,7 +191,7 @@ class Planner:
         """The compute type that a run_id is made of; where nothing is trained, the source of the losses."""
         if self.source != "trained":
             return self.source
-        return device.compute_dtype(tc.dtype, self.world.device)
+        return device.compute_dtype(tc.dtype, self.env.device)
 
     def _refused_id(self, size: ModelSize, flops: float, seed: int) -> str:
         flags = {name: str(value) for name, value in self.flags.items()}
@@ -210,7 +210,7 @@ class Planner:
         known |= {"n_embd": cell.size.n_embd, "n_layer": cell.size.n_layer}
         known |= {"flop_budget": cell.flop_budget, "seed": cell.seed}
         row = {f.name: known.get(f.name) for f in fields(RunRecord)}
-        return row | {"run_id": cell.run_id, "status": status, "world_size": self.world.size} | more
+        return row | {"run_id": cell.run_id, "status": status, "world_size": self.env.size} | more
 
     # ----- trunk and branches -----
 

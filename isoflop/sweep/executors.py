@@ -104,8 +104,8 @@ class InGroup:
     ask : function(cell) -> answer.
     """
 
-    def __init__(self, world: DistributedEnv, ask):
-        self.world = world
+    def __init__(self, env: DistributedEnv, ask):
+        self.env = env
         self.ask = ask
         self.closed = False
 
@@ -116,7 +116,7 @@ class InGroup:
     def one(self, cell: Cell) -> dict:
         """The answer to one cell."""
         try:
-            broadcast(self.world, cell)
+            broadcast(self.env, cell)
             return self.ask(cell)
         except BaseException:
             self.closed = True  # the others may wait in a step of this cell: only ending all of them is safe
@@ -132,23 +132,23 @@ class InGroup:
 
     def follow(self):
         """Take part in the cells that rank 0 runs, until it closes."""
-        while (cell := broadcast(self.world, None)) is not None:
+        while (cell := broadcast(self.env, None)) is not None:
             self.ask(cell)
 
     def close(self):
         """Send the other ranks home."""
         if not self.closed:
             self.closed = True
-            broadcast(self.world, None)
+            broadcast(self.env, None)
 
 
-def broadcast(world: DistributedEnv, value):
+def broadcast(env: DistributedEnv, value):
     """Rank 0's value, on every rank: ranks that decide for themselves what is left to do would deadlock."""
-    if world.size == 1:
+    if env.size == 1:
         return value
     box = [value]
     try:
-        dist.broadcast_object_list(box, src=0, device=torch.device(world.device))
+        dist.broadcast_object_list(box, src=0, device=torch.device(env.device))
     except RuntimeError as error:
         if status_of(error) == "peer_lost":
             raise OSError(PEER_LOST) from None

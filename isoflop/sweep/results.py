@@ -31,9 +31,11 @@ from isoflop.train.record import RunRecord
 #   lr_from      rule, given, or tuned (--tune_lr, --lrs)
 #   lr_on_edge   whether the best rate tried at this budget was the smallest or the largest one
 #   trunk        run_id of the run that this one branched off
-#   flops_spent  what was computed for this row: less than `flops`, the run's own 6ND, by what its trunk had done
+#   flops_spent  what was computed for this row: less than `flops`, the run's own 6ND, by what its trunk had done, and
+#                nothing where the run is a probe's, whose row has its cost
 EXTRA = ("source", "lr_from", "lr_on_edge", "trunk", "flops_spent")
 HEADER = [f.name for f in fields(RunRecord)] + list(EXTRA)
+UNFINISHED = {"peer_lost", "interrupted"}  # statuses of runs that their machine ended: no results, they run again
 FEW_SEEDS = 4  # with fewer degrees of freedom a budget is given the noise of all budgets
 
 
@@ -140,8 +142,15 @@ class ResultsFile:
                     self._ended(note["run_id"])
                 else:
                     self.lost.setdefault(note["run_id"], []).append(float(note["flops"]))
-        for row in self.all_rows():
+        for row in self.probe_rows:
             self._ended(row["run_id"])
+        for row in self.rows:
+            if not self._is_probe_s(row):
+                self._ended(row["run_id"])
+
+    def _is_probe_s(self, row: dict) -> bool:
+        """Whether a row of runs.csv is of a run that a probe has trained and is charged with."""
+        return float(row["flops_spent"]) == 0 and row["run_id"] in {r["run_id"] for r in self.probe_rows}
 
     def _ended(self, run_id: str):
         if self.lost.get(run_id):
@@ -153,8 +162,8 @@ class ResultsFile:
         return self.rows + self.probe_rows
 
     def done(self) -> set[str]:
-        """run_ids that need not run again."""
-        return {row["run_id"] for row in self.all_rows()}
+        """run_ids that need not run again: in either file, with a result or a failure of their own."""
+        return {row["run_id"] for row in self.all_rows() if row["status"] not in UNFINISHED}
 
     def places(self) -> set[tuple]:
         """The places of the grid that have a usable result, as Cell.place has them."""
@@ -176,7 +185,7 @@ class ResultsFile:
     def hours(self) -> float:
         """Hours of all runs, start-up and evaluation included; two that ran side by side count twice."""
         seconds = 0.0
-        for r in self.all_rows():
+        for r in self.probe_rows + [r for r in self.rows if not self._is_probe_s(r)]:
             spent, flops = float(r["flops_spent"]), float(r["flops"] or 0)
             share = spent / flops if r["trunk"] and flops else 1.0
             seconds += float(r["train_s"] or 0) * share + float(r["eval_s"] or 0) + float(r["startup_s"] or 0)
@@ -218,24 +227,39 @@ class ResultsFile:
             record = RunRecord(**files.read_json(Path(cell.tc.out_dir) / "run.json"))
         except (OSError, ValueError, TypeError):
             return False
-        if record.run_id != cell.run_id or record.status == "interrupted":
+        if record.run_id != cell.run_id or record.status in UNFINISHED:
             return False
         self.add(cell, asdict(record), source)
         return True
 
-    def missing(self, cells: list[Cell], planner, retry: bool = False) -> list[Cell]:
-        """The cells that are still to run. Rows that need no run are added first: refusals, and rows that a kill lost.
+    def adopt(self, cell: Cell, source: str):
+        """Where a probe was the very run of a cell, give the cell its row: the probe's, for which nothing is spent.
 
-        retry : run every cell whose place in the grid has no usable result, whatever has run there.
+        The best rate of a budget can be the first or last tried; its cell then has the run_id of that probe.
         """
-        done = self.done()
+        if cell.probe or cell.run_id in {r["run_id"] for r in self.rows if r["status"] not in UNFINISHED}:
+            return
+        for row in self.probe_rows:
+            if row["run_id"] == cell.run_id and row["status"] not in UNFINISHED:
+                self._append(cell, row, source, 0)
+                return
+
+    def missing(self, cells: list[Cell], planner, retry: bool = False) -> list[Cell]:
+        """The cells that are still to run. Rows that need no run are added first: of cells that are refused, that a
+        probe has run, or whose row a kill has cost.
+
+        retry : run what has no usable result, whatever has run in its place of the grid.
+        """
         for cell in cells:
-            if cell.refused and cell.run_id not in done:
+            self.adopt(cell, planner.source)
+            if cell.refused and cell.run_id not in self.done():
                 self.add(cell, planner.record(cell, "refused"), planner.source)
+        planned = [c for c in cells if not c.refused]
         if retry:
-            places = self.places()
-            return [c for c in cells if not c.refused and c.place not in places]
-        todo = [c for c in cells if not c.refused and c.run_id not in done]
+            fine, places = {r["run_id"] for r in self.all_rows() if r["status"] == "ok"}, self.places()
+            return [c for c in planned if c.run_id not in fine and (c.probe or c.place not in places)]
+        done = self.done()
+        todo = [c for c in planned if c.run_id not in done]
         if planner.source == "trained":
             todo = [c for c in todo if not self.recover(c, planner.source)]
         return todo

@@ -63,7 +63,7 @@ def unpack(text: str) -> tuple:
 def work(run_cell, address: str, name: str, device: str, core: str):
     """A worker's life. It ends with its parent, or when it is told to.
 
-    run_cell : function(mc, tc, start, keep, world, stop) -> answer.
+    run_cell : function(mc, tc, start, keep, env, stop) -> answer.
     address : HOST,PORT,PREFIX of the store.
     core : the logical CPU to keep to, or "".
     """
@@ -85,7 +85,7 @@ def work(run_cell, address: str, name: str, device: str, core: str):
     return 0
 
 
-def serve(store: dist.Store, name: str, run_cell, world: DistributedEnv, stop):
+def serve(store: dist.Store, name: str, run_cell, env: DistributedEnv, stop):
     """Take tickets and run the cells under them, until there are no more or stop() says so."""
     while True:
         # wait for a cell
@@ -100,7 +100,7 @@ def serve(store: dist.Store, name: str, run_cell, world: DistributedEnv, stop):
 
         # run it
         try:
-            answer = run_cell(*unpack(text), world, stop)
+            answer = run_cell(*unpack(text), env, stop)
         except OSError as error:  # a full disk, a folder that can't be written: it concerns all cells
             answer = {"fatal": str(error)}
         store.set(f"done/{ticket}", json.dumps(answer))
