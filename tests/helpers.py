@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+
 import numpy as np
 import pytest
+
 from isoflop import laws
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -376,15 +378,12 @@ def trained_folder(folder, name, data_dir):
     return folder
 
 
-
 # ----- training runs -----
 
 SMALL_MODEL = dict(n_layer=1, n_embd=16, block_size=32)
 
 
-
 SMALL_FLAGS = "--n_layer 1 --n_embd 16 --block_size 32 --val_tokens 2048 --device cpu".split()
-
 
 
 def small_run(toy_data, out_dir, **more):
@@ -395,12 +394,10 @@ def small_run(toy_data, out_dir, **more):
     return TrainConfig(data_dir=toy_data, out_dir=str(out_dir), **{**flags, **more})
 
 
-
 def torchrun(script, n, *args):
     """`script` under torchrun on n processes of this machine."""
     agent = ["-m", "torch.distributed.run", f"--nproc_per_node={n}", "--rdzv_backend=c10d"]
     return script(*agent, "--rdzv_endpoint=localhost:0", *args, timeout=240)
-
 
 
 def record_of(folder) -> dict:
@@ -409,7 +406,6 @@ def record_of(folder) -> dict:
     from pathlib import Path
 
     return json.loads((Path(folder) / "run.json").read_text())
-
 
 
 def same_weights(a, b) -> bool:
@@ -423,7 +419,6 @@ def same_weights(a, b) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-
 def interrupted_run(mc, tc, steps):
     """Train until `steps` more steps are done; the checkpoint that a signal leaves there."""
     from train import Interrupted, train
@@ -434,4 +429,3 @@ def interrupted_run(mc, tc, steps):
     except Interrupted as end:
         return end.saved
     raise AssertionError("the run was not interrupted")
-
