@@ -408,6 +408,14 @@ def record_of(folder) -> dict:
     return json.loads((Path(folder) / "run.json").read_text())
 
 
+def curve_of(folder) -> list[float]:
+    """The losses of log.jsonl."""
+    import json
+    from pathlib import Path
+
+    return [json.loads(line)["loss"] for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+
+
 def same_weights(a, b) -> bool:
     """Whether two folders hold the same model to the bit."""
     from pathlib import Path

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import SMALL_FLAGS, SMALL_MODEL, losses_of, record_of, same_weights, small_run, torchrun
+from helpers import SMALL_FLAGS, SMALL_MODEL, curve_of, record_of, same_weights, small_run, torchrun
 
 import train as train_module
 from isoflop.config import ModelConfig
@@ -176,7 +176,7 @@ def test_several_processes_train_the_same_model(toy_data, tmp_path, script, leng
     assert many["world_size"] == 2 and many["run_id"] == one["run_id"]
     assert many["batch_size"] == one["batch_size"] / 2 and many["lr"] == one["lr"]
     assert abs(many["val_loss"] - one["val_loss"]) < 1e-5
-    curves = [losses_of(tmp_path / d) for d in ("one", "many")]
+    curves = [curve_of(tmp_path / d) for d in ("one", "many")]
     assert np.abs(np.subtract(*curves)).max() < 1e-4
     last = f"step {one['steps']:05d}/{one['steps']:05d}"
     assert shared.stdout.count(last) == 1, "rank 0 alone prints"
@@ -201,7 +201,7 @@ def test_two_nodes(toy_data, tmp_path, script):
     assert [n.returncode for n in nodes] == [0, 0], said
     one, two = (record_of(tmp_path / d) for d in ("one", "two"))
     assert two["world_size"] == 2 and two["run_id"] == one["run_id"]
-    curves = [losses_of(tmp_path / d) for d in ("one", "two")]
+    curves = [curve_of(tmp_path / d) for d in ("one", "two")]
     assert np.abs(np.subtract(*curves)).max() < 1e-5
     assert sum(text.count("step 00020/00020") for text in said) == 1, "rank 0 alone prints"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import SMALL_FLAGS, SMALL_MODEL, interrupted_run, losses_of, record_of, same_weights, small_run, torchrun
+from helpers import SMALL_FLAGS, SMALL_MODEL, curve_of, interrupted_run, record_of, same_weights, small_run, torchrun
 
 from isoflop.config import ModelConfig
 from isoflop.train import checkpoint
@@ -41,7 +41,7 @@ def test_stopped_at_ten_random_steps(toy_data, tmp_path, dtype):
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
     same = ("run_id", "val_loss", "bits_per_byte", "train_loss", "tokens", "flops")
     assert [getattr(record, k) for k in same] == [getattr(whole, k) for k in same]
-    assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "parts")
+    assert curve_of(tmp_path / "whole") == curve_of(tmp_path / "parts")
     assert train(MC, tc, quiet=True) == record, "a finished run is not trained again"
 
 
@@ -97,7 +97,7 @@ def test_resumes_on_another_number_of_processes(toy_data, tmp_path, script):
     interrupted_run(MC, tc, 9)
     rest = torchrun(script, 2, *flags, "--out_dir", tmp_path / "two", "--resume")
     assert rest.returncode == 0, rest.stderr
-    curves = [losses_of(tmp_path / d) for d in ("one", "two")]
+    curves = [curve_of(tmp_path / d) for d in ("one", "two")]
     assert np.abs(np.subtract(curves[0][9:], curves[1][-11:])).max() < 1e-5
     assert "resuming after step 9" in rest.stdout
 

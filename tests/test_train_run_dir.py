@@ -41,7 +41,8 @@ def test_a_run_keeps_its_tokenizer_and_a_checkpoint_finds_it(toy_data, tmp_path)
 
 def test_bins_in_gpt2s_tokens_leave_gpt2s_tokenizer(tmp_path, monkeypatch):
     """nanoGPT's bins have no tokenizer.json; without the vocabulary the run has none."""
-    from isoflop.data import errors, tokenizer
+    from isoflop.data import tokenizer
+    from isoflop.options import UserError
 
     monkeypatch.setattr(tokenizer, "gpt2_tokens", lambda: [bytes([b]) for b in range(256)])
     run_dir.keep_tokenizer(tmp_path / "bins", tmp_path, "gpt2")
@@ -50,7 +51,7 @@ def test_bins_in_gpt2s_tokens_leave_gpt2s_tokenizer(tmp_path, monkeypatch):
     run_dir.keep_tokenizer(tmp_path / "bins", tmp_path, "characters")
 
     def refuse():
-        raise errors.DataError("no network")
+        raise UserError("no network")
 
     monkeypatch.setattr(tokenizer, "gpt2_tokens", refuse)
     run_dir.keep_tokenizer(tmp_path / "bins", tmp_path, "gpt2")

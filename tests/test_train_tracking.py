@@ -6,7 +6,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from helpers import SMALL_FLAGS, losses_of, record_of
+from helpers import SMALL_FLAGS, curve_of, record_of
 
 import train as train_module
 from isoflop.train import tracking
@@ -15,7 +15,7 @@ from isoflop.train import tracking
 def run(toy_data, folder, tracker):
     flags = [*SMALL_FLAGS, *"--max_iters 20 --batch_size 4 --log_every 5".split()]
     assert train_module.main([*flags, "--data_dir", toy_data, "--out_dir", str(folder), "--tracker", tracker]) == 0
-    return losses_of(folder)
+    return curve_of(folder)
 
 
 def test_tensorboard(toy_data, tmp_path):
