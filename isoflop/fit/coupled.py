@@ -65,8 +65,8 @@ class Prior:
 # move by less than 0.15 and the widths by less than a third; bench/bench_forecast.py forecasts every family with the
 # prior of the others.
 PUBLIC = Prior(
-    (-1.38, -1.36, 0.296, 0.294, -0.52, 0.82),
-    (0.38, 0.43, 0.085, 0.15, 0.17, 0.43),
+    (-1.38, -1.35, 0.30, 0.30, -0.55, 0.84),
+    (0.48, 0.53, 0.11, 0.17, 0.23, 0.50),
     "mean and spread over 9 families of public sweeps: Porian et al. (5, OpenWebText2), Brandfonbrener et al. (4 losses), "
     "Marin, NX-AI, Gadre et al., Farseer, Hoffmann et al. as read by Besiroglu et al., this project's results/ (2)",
 )
