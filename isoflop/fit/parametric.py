@@ -103,7 +103,7 @@ def _line_of_runs(n, d):
     return "collinear", "ln N and ln D lie on one line; vary D at fixed N by 4x or more"
 
 
-def _lacking(n, d):
+def what_is_lacking(n, d):
     """None, or (code, message) of what these runs lack for five parameters."""
     if len(n) < 6:
         why = f"{len(n)} runs for 5 parameters; needs at least 6, and 15 or more for a useful interval"
@@ -167,7 +167,7 @@ def fit_parametric(n, d, loss, weights=None, delta=DELTA, resamples=RESAMPLES, s
     Hoffmann et al. 2022, arXiv 2203.15556, section D.2; Besiroglu et al. 2024, arXiv 2404.10102 (sum, not mean).
     """
     n, d, loss = (np.asarray(v, float) for v in (n, d, loss))
-    lacking = _lacking(n, d)
+    lacking = what_is_lacking(n, d)
     if lacking:
         return ParametricFit(None, n_rows=len(n), delta=delta, refusals=(Refusal(METHOD, *lacking),))
     z = np.log(loss)
