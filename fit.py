@@ -23,6 +23,7 @@ from isoflop.cli import Parser, UserError, check, option, run_main
 from isoflop.files import writable_folder, write_json
 from isoflop.fit import report
 from isoflop.fit.backtest import backtest, conventions
+from isoflop.fit.coupled import DRAWS, fit_coupled
 from isoflop.fit.envelope import fit_envelope
 from isoflop.fit.huber import DELTA, RESAMPLES
 from isoflop.fit.isoflop import BUDGET_TOL, fit_isoflop, parabola_bias
@@ -32,6 +33,7 @@ from isoflop.fit.power_law import fit_kaplan, fit_power_law
 from isoflop.fit.predict import flatness, missed_budget, predict, skill_of
 from isoflop.fit.predictors import LawPredictor, isoflop_variants, line_predictor, parametric_predictor
 from isoflop.fit.result import METHODS, Analysis, Fits, bands, law_to_json, to_arrays, to_json
+from isoflop.fit.surface import forecast, forecast_runs
 from isoflop.fit.table import Table, read, scores
 
 MIN_RESAMPLES = 100  # of an interval
@@ -58,8 +60,10 @@ class Options:
     bootstrap: int = option(RESAMPLES, "resamples for intervals, 0: none", group="fit", min=0, max=100_000)
     seed: int = option(0, "seed of the resamples", min=0)
     budget_tol: float = option(BUDGET_TOL, "relative spread of C within a budget", above=0, max=1)
-    isoflop_method: str = option("local", "how fit_isoflop finds a minimum", flag=False,
-                                 choices=("local", "akima", "parabola"))  # fmt: skip
+    isoflop_method: str = option("pooled", "how fit_isoflop finds a minimum", flag=False,
+                                 choices=("pooled", "local", "akima", "parabola"))  # fmt: skip
+    law_family: str = option("auto", "of the coupled law", choices=("auto", "coupled", "hoffmann"))
+    prior: bool = option(True, "weak priors from public sweeps in the coupled law")
     envelope_rule: str = option("hull", "how fit_envelope picks points", flag=False, choices=("hull", "bins"))
     envelope_keep_ends: bool = option(False, "keep points of the smallest and largest model", flag=False)
     huber_delta: float = option(DELTA, "Huber threshold on ln L in the parametric fit", flag=False, above=0)
@@ -173,6 +177,10 @@ def analyse(table: Table, options: Options, targets: Table | None = None) -> Ana
     questions = (budgets, options.predict_params, options.target_loss, targets)
     variants = isoflop_variants(fits.isoflop)
     predictions, below_floor = predict(predictors, *questions, skill, fits.cost, variants)
+    best, unanswered = forecast(fits.isoflop, fits.coupled, budgets, fits.cost, skill.c_max)
+    if targets is not None:
+        single = forecast_runs(fits.isoflop, fits.coupled, targets, fits.cost, skill.c_max)
+        predictions["runs"] = single + predictions["runs"]
     flat = []
     if fits.parametric.law is not None:
         known = {budget.flops for budget in fits.isoflop.budgets if budget.status == "ok"}
@@ -185,10 +193,11 @@ def analyse(table: Table, options: Options, targets: Table | None = None) -> Ana
         skill=skill,
         predictors=predictors,
         budgets=budgets,
+        forecast=best,
         predictions=predictions,
         flatness=flat,
         compared=options.compare,
-        refusals=(*fits.refusals, *below_floor),
+        refusals=(*fits.refusals, *below_floor, *unanswered),
     )
 
 
@@ -199,6 +208,7 @@ def fit_methods(table: Table, options: Options) -> Fits:
     resamples, seed = options.bootstrap, options.seed
     weights = loss_weights(table) if options.loss_se_col else None
     parametric = fit_parametric(n, d, loss, weights, options.huber_delta, resamples, seed)
+    coupled = fit_coupled(n, d, loss, c, weights, options.law_family, options.prior, min(resamples, DRAWS), seed)
     requested = None  # FLOPs by which runs are grouped into budgets; those spent, where they are not all known
     if table.budget is not None and (table.budget > 0).all():
         requested = table.budget
@@ -215,6 +225,7 @@ def fit_methods(table: Table, options: Options) -> Fits:
     return Fits(
         cost=cost,
         parametric=parametric,
+        coupled=coupled,
         outliers=find_outliers(table, parametric, weights),
         missed_budget=missed,
         isoflop=isoflop,
@@ -274,7 +285,7 @@ def fit_and_print(parser, args):
         return
     result = run(args.paths, **vars(options))
     print(report.summary(result))
-    if all(result[method]["status"] == "refused" for method in METHODS):
+    if not result["forecast"] and all(result[method]["status"] == "refused" for method in METHODS):
         raise UserError("all three methods were refused; the lines above say why and what helps")
 
 

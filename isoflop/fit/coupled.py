@@ -67,7 +67,7 @@ class Prior:
 PUBLIC = Prior(
     (-1.38, -1.35, 0.30, 0.30, -0.55, 0.84),
     (0.48, 0.53, 0.11, 0.17, 0.23, 0.50),
-    "mean and spread over 9 families of public sweeps: Porian et al. (5, OpenWebText2), Brandfonbrener et al. (4 losses), "
+    "mean and spread over 9 families of public sweeps: Porian et al. (5, OpenWebText2), Brandfonbrener et al. (4), "
     "Marin, NX-AI, Gadre et al., Farseer, Hoffmann et al. as read by Besiroglu et al., this project's results/ (2)",
 )
 
