@@ -67,8 +67,8 @@ class Prior:
 PUBLIC = Prior(
     (-1.38, -1.35, 0.30, 0.30, -0.55, 0.84),
     (0.48, 0.53, 0.11, 0.17, 0.23, 0.50),
-    "mean and spread over 9 families of public sweeps: Porian et al. (5, OpenWebText2), Brandfonbrener et al. (4), "
-    "Marin, NX-AI, Gadre et al., Farseer, Hoffmann et al. as read by Besiroglu et al., this project's results/ (2)",
+    "9 families of public sweeps: Porian et al. (5, OpenWebText2), Brandfonbrener et al. (4 losses), Marin, NX-AI, "
+    "Gadre et al., Farseer, Hoffmann et al. as read by Besiroglu et al., and this project's results/ (2)",
 )
 
 
@@ -111,6 +111,7 @@ class CoupledFit:
     theta: np.ndarray | None = None
     mu: np.ndarray | None = None
     covariance: np.ndarray | None = None
+    log_evidence: float | None = None  # of `family`, nats; see fit_coupled
     objective: float | None = None
     n_rows: int = 0
     starts: int = 0
@@ -274,7 +275,7 @@ def fit_coupled(n, d, loss, c=None, weights=None, family="auto", prior=True, res
         FLOPs of each run (default: 6 n d). Only the weights depend on it.
     weights : (R,) array, optional
         Weights of the runs on top of forecast_weights(), for instance of their standard errors.
-    family : {"auto", "coupled", "hoffmann"}
+    family : {"auto", "coupled", "hoffmann"} or families.Family
         "auto": by evidence, and draws from both in proportion to it.
     prior : bool or Prior
         True: PUBLIC. False: no priors; needs as many runs as the classical fit and is refused as that one is.
@@ -308,15 +309,15 @@ def fit_coupled(n, d, loss, c=None, weights=None, family="auto", prior=True, res
     c = 6.0 * n * d if c is None else np.asarray(c, float)
     if prior is True:
         prior = PUBLIC
-    refusal = _lacking(n, d, family, prior)
+    tried = _families(family)
+    refusal = _lacking(n, d, max(v.free for v in tried), prior)
     if refusal:
         return CoupledFit(None, n_rows=len(n), refusals=(refusal,))
     row_weights = forecast_weights(c, loss)
     if weights is not None:
         row_weights = row_weights * weights / np.max(weights)
     problem = _Problem(n, d, np.log(loss), row_weights, prior)
-    names = ("hoffmann", "coupled") if family == "auto" else (family,)
-    found, noise = _fit_families(problem, names, near)
+    found, noise = _fit_families(problem, tried, near)
     evidence = {name: max(v.evidence for v in found.values()) - v.evidence for name, v in found.items()}
     name = min(evidence, key=evidence.get)
     best = found[name]
@@ -341,6 +342,7 @@ def fit_coupled(n, d, loss, c=None, weights=None, family="auto", prior=True, res
         theta=best.theta,
         mu=problem.runs.mu,
         covariance=best.covariance,
+        log_evidence=best.evidence,
         objective=best.objective,
         n_rows=len(n),
         starts=best.starts,
@@ -365,32 +367,39 @@ class _FamilyFit:
     evidence: float
 
 
-def _lacking(n, d, family, prior):
+def _families(family):
+    """The Families to try: of a name, or the one that is given."""
+    if isinstance(family, families.Family):
+        return (family,)
+    if family == "auto":
+        return families.family("hoffmann"), families.family("coupled")
+    return (families.family(family),)
+
+
+def _lacking(n, d, free, prior):
     """A Refusal where the runs cannot be fitted at all, or None."""
     if prior:
         if len(n) >= 3:
             return None
         why = f"{len(n)} runs; even with priors a law needs 3: add runs at other sizes and lengths"
         return Refusal(METHOD, "too_few_rows", why)
-    need = 6 if family == "hoffmann" else 7
-    if len(n) < need:
-        why = f"{len(n)} runs for {need - 1} parameters; needs at least {need}, or the priors"
+    if len(n) <= free:
+        why = f"{len(n)} runs for {free} parameters; needs at least {free + 1}, or the priors"
         return Refusal(METHOD, "too_few_rows", why)
     lacking = what_is_lacking(n, d)
     return Refusal(METHOD, *lacking) if lacking else None
 
 
-def _fit_families(problem, names, near):
+def _fit_families(problem, tried, near):
     """Every family's optimum, by name, and the scatter of the runs about the best."""
     found = {}
-    for name in names:
-        family = families.family(name)
+    for family in tried:
         starts = problem.starts(family)
         if near is not None and near.theta is not None:
             moved = near.theta.copy()
             moved[:2] += moved[2:4] * (np.array(near.mu) - problem.runs.mu)
             starts = np.vstack([starts[:1], family.phi(moved[None])])
-        found[name] = _optimum(problem, family, starts, NOISE)
+        found[family.name] = _optimum(problem, family, starts, NOISE)
     noise = min(_scatter(problem, v) for v in found.values())
     for name, first in found.items():
         starts = first.family.phi(first.theta[None])

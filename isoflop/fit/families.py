@@ -17,7 +17,9 @@ import numpy as np
 
 from isoflop.fit.huber import huber
 from isoflop.laws import Law
+from isoflop.options import UserError
 
+NAMES = ("coupled", "hoffmann")
 THETA = ("c_N", "c_D", "alpha", "beta", "ln_E", "ln_p")
 NO_FLOOR = -40.0  # e of a law without E: exp(-40) of a nat
 
@@ -63,7 +65,14 @@ def family(name="coupled", floor=True, equal_exponents=False):
         False fixes E = 0.
     equal_exponents : bool
         True fixes alpha = beta.
+
+    Raises
+    ------
+    UserError
+        Unknown name.
     """
+    if name not in NAMES:
+        raise UserError(f"law family {name!r} is not known; known: {', '.join(NAMES)}")
     columns, fixed, words = list(np.eye(6)), np.zeros(6), [name]
     if name == "hoffmann":
         del columns[5]
