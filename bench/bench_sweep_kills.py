@@ -5,7 +5,7 @@
 
 A kind is a victim (a rank, torchrun itself: the agent) under --parallel ddp or cells, in two processes; the sweeps take
 turns. A kill is SIGKILL at a random moment after a cell has begun; with --signal TERM the victim is told to stop
-instead, as Slurm does. After every fourth kill the sweep is run to its end and must have the rows of the undisturbed one.
+instead, as Slurm does. After every fourth kill the sweep is run to its end and must have the undisturbed one's rows.
 """
 
 import contextlib
@@ -145,7 +145,7 @@ def kill_kind(config: Config, parallel: str, victim: str, data_dir: str, whole: 
     """The kills of one kind, counted; ValueError where rows differ."""
     rng = random.Random(f"{config.seed} {parallel} {victim}")
     number = signal.Signals[f"SIG{config.signal}"]
-    counts, turn = {"kills": 0, "ended before": 0, "resumed": 0, "tracebacks": 0}, 0
+    counts, turn = {"kills": 0, "ended before": 0, "resumed": 0, "fatal errors": 0}, 0
     while counts["kills"] < config.kills:
         name = config.sweeps[turn % len(config.sweeps)]
         out, log = folder / f"{parallel}_{victim}_{turn}", folder / f"{parallel}_{victim}_{turn}.log"
@@ -161,7 +161,7 @@ def kill_kind(config: Config, parallel: str, victim: str, data_dir: str, whole: 
             raise ValueError(f"{out}: other rows than the undisturbed sweep's after {in_this} kills of {victim}")
         counts["resumed"] += 1
         text = log.read_text(errors="replace")
-        counts["tracebacks"] += text.count("Traceback (most recent") + text.count("Fatal Python error")
+        counts["fatal errors"] += text.count("Fatal Python error")  # torchrun's own tracebacks are none of ours
         shutil.rmtree(out)
         turn += 1
     return counts
