@@ -4,8 +4,9 @@
     python train.py --preset gpt2 --max_iters 5000 --compile
     torchrun --nproc_per_node=8 train.py --flop_budget 1e16
 
-The budget is C = 6 N D: N counts every weight that multiplies an activation (the
-head, but not the embedding), D the training tokens. The record is one CSV row.
+The budget is C = 6 N D: N counts every weight that multiplies an activation
+(the head, but not the embedding), D the training tokens. The record, run.json,
+is one CSV row.
 """
 
 import contextlib
@@ -39,7 +40,7 @@ from isoflop.train.record import RunRecord, make_record, run_id, trajectory
 from isoflop.train.validation import evaluate, validation_rows
 from model import GPT, generate, load_model, save_model
 
-POLL = 8  # steps after which several processes ask each other whether one was told to stop
+POLL = 8  # steps between two rounds in which several processes agree whether to stop
 INTERRUPTED = 75  # exit status of a run that a signal ended and that can be resumed: EX_TEMPFAIL of sysexits.h
 
 
@@ -65,7 +66,8 @@ class Setup:
     tokens: reader.TokenData
     loader: Loader
     val_rows: int  # sequences of the validation range
-    dtype: str
+    token_bytes: torch.Tensor | None  # int64 (vocab_size,), see evaluate(); None: no bits per byte
+    dtype: str  # of the compute: float32 or bfloat16
     device_name: str
     run_id: str
     trajectory: dict  # see record.trajectory()
@@ -100,8 +102,9 @@ def set_up(mc: ModelConfig, tc: TrainConfig, env: DistributedEnv, quiet: bool = 
     loader = Loader(tokens.train, mc.block_size, tc.seed, tc.pack, tokens.meta["eot_token"])
     val_rows = validation_rows(tokens, mc.block_size, tc.val_tokens)
     dtype = devices.compute_dtype(tc.dtype, env.device)
+    lengths = reader.token_bytes(tokens.folder)  # None for foreign tokens whose tokenizer is unknown
     id_ = run_id(mc, tc, plan, dtype, tokens)
-    fixed = trajectory(mc, tc, plan, dtype, tokens)
+    decides = trajectory(mc, tc, plan, dtype, tokens)
     out_dir = Path(tc.out_dir or f"out/{id_}")
     if tc.tracker:
         tracking.check_tracker(tc.tracker)
@@ -112,13 +115,27 @@ def set_up(mc: ModelConfig, tc: TrainConfig, env: DistributedEnv, quiet: bool = 
     elif start or tc.resume:
         restored = checkpoint.find(out_dir, str(start or tc.resume))
     if restored:
-        checkpoint.check_resumable(restored, fixed, plan)
+        checkpoint.check_resumable(restored, decides, plan)
     if not tc.overwrite:
         checkpoint.check_no_other_run(out_dir, id_)
     return Setup(
-        mc, tc, env, plan, tokens, loader, val_rows, dtype, devices.device_name(env.device), id_, fixed, out_dir,
-        finished, restored, say=_silent if quiet else env.print0,
-    )  # fmt: skip
+        mc=mc,
+        tc=tc,
+        env=env,
+        plan=plan,
+        tokens=tokens,
+        loader=loader,
+        val_rows=val_rows,
+        token_bytes=None if lengths is None else torch.from_numpy(lengths).long(),
+        dtype=dtype,
+        device_name=devices.device_name(env.device),
+        run_id=id_,
+        trajectory=decides,
+        out_dir=out_dir,
+        finished=finished,
+        restored=restored,
+        say=_silent if quiet else env.print0,
+    )
 
 
 def _silent(*_):
@@ -229,7 +246,7 @@ def backward(forward, idx, targets, micro_batch_size: int, autocast, optimizer, 
     for x, y in zip(idx.split(micro_batch_size), targets.split(micro_batch_size), strict=True):
         with autocast:
             loss = forward(x, y, z_loss=z_loss)[1] * (len(x) / len(idx))  # the last micro-batch may be shorter
-        loss.backward()
+        loss.backward()  # the last micro-batch's starts the sums over the processes (optim/gradient_sync.py)
         optimizer.gather()
         total = total + loss.detach()
     return total
@@ -315,7 +332,7 @@ def excerpt(model, folder, autocast, count: int = 64, seed: int = 0) -> str:
 def finish(run: Setup, progress: Progress, model, optimizer) -> RunRecord:
     """Validate, and write weights, curve and record. Every rank gets the same record."""
     begun = time.perf_counter()
-    env, tokens = run.env, run.tokens
+    env = run.env
     if progress.status in ("oom", "peer_lost") and run.say is not _silent:
         print(f"rank {env.rank}, step {progress.step + 1}: {progress.problem}", flush=True)  # from whichever rank it is
         if progress.status == "oom" and optimizer:
@@ -325,9 +342,7 @@ def finish(run: Setup, progress: Progress, model, optimizer) -> RunRecord:
         tail = torch.stack(list(progress.losses)[-run.tail :]).mean().item()
         train_loss = env.sum(tail)[0] / env.size
     if progress.status == "ok":
-        lengths = reader.token_bytes(tokens.folder)  # None for foreign tokens whose tokenizer is unknown
-        token_bytes = None if lengths is None else torch.from_numpy(lengths).long()
-        found = evaluate(model, tokens, token_bytes, run.val_rows, env, run.autocast)
+        found = evaluate(model, run.tokens, run.token_bytes, run.val_rows, env, run.autocast)
         if math.isfinite(found["val_loss"]):
             val = found
         else:

@@ -84,9 +84,9 @@ def main():
         short.append((w, minimize(objective, at, (x, y, z, w), "L-BFGS-B", jac=True).fun))
     s_boot = (time.perf_counter() - start) * 4000 / args.resamples
     w = np.array([v for v, _ in short])
-    j = huber._jacobian(ours.theta, np.stack([x, y]) - ours.mu[:, None], True)
-    rows = huber._Rows(np.stack([x, y]) - ours.mu[:, None])
-    _, low, _ = huber._newton(np.repeat(ours.theta[None], len(w), 0), rows, z, w, 1e-3, True, 0.1 * j.T @ j)
+    centred = np.stack([x, y]) - ours.mu[:, None]
+    j, starts = huber.jacobian(ours.theta, centred, True), np.repeat(ours.theta[None], len(w), 0)
+    _, low, _ = huber.descend(starts, huber.Regressors(centred), z, w, 1e-3, True, 0.1 * j.T @ j)
     excess = np.array([v for _, v in short]) / low - 1
 
     print(f"{len(n)} runs")

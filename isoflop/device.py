@@ -59,7 +59,7 @@ def device_name(device: str) -> str:
 
 
 def peak_memory_gb(device: str) -> float:
-    """Most memory held, in GB: the allocator's on CUDA, elsewhere the whole process's so far."""
+    """Peak memory in GB: the allocator's on CUDA, elsewhere the whole process's so far."""
     if device.startswith("cuda"):
         return round(torch.cuda.max_memory_allocated() / 1e9, 3)
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
@@ -80,14 +80,14 @@ def keep_memory():
         libc.mallopt(M_TOP_PAD, 1 << 28)
 
 
-# ----- fused pieces -----
+# ----- fused kernels -----
 
-# torch's own kernels that the fused pieces are made of. Their names begin with an underscore: a release may change
+# torch's own kernels that isoflop/kernels is made of. Their names begin with an underscore: a release may change
 # them. Then the plain versions run everywhere, and a test of the kernels fails.
 PRIVATE = ("_softmax", "_softmax_backward_data", "_fused_adamw_")
 HAS_PRIVATE = all(hasattr(torch, name) for name in PRIVATE)
 
 
 def fused(x: torch.Tensor) -> bool:
-    """Whether x goes through the fused pieces: on a CPU, but not inside torch.compile, which makes its own."""
+    """Whether x goes through the fused kernels: on a CPU, but not inside torch.compile, which makes its own."""
     return x.device.type == "cpu" and HAS_PRIVATE and not torch.compiler.is_compiling()

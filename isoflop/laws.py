@@ -3,7 +3,7 @@ The laws: loss surfaces, their closed-form optima, what the literature has publi
 
 Only arithmetic and numpy; nothing here reads a file or fits anything.
 
-    python -c "import laws; print(laws.PUBLISHED['hoffmann'].optimum(1e21))"
+    python -c "from isoflop import laws; print(laws.PUBLISHED['hoffmann'].optimum(1e21))"
 
 N is a number of parameters, D a number of training tokens, C training FLOPs, L a loss in nats per token. A law says
 which N it was fitted with; the optimum of a law fitted in one convention is no answer in another.
@@ -12,6 +12,8 @@ which N it was fitted with; the optimum of a law fitted in one convention is no 
 from dataclasses import dataclass
 
 import numpy as np
+
+from isoflop.options import UserError
 
 PF_DAY = 1e15 * 86400.0  # FLOPs in one petaflop/s-day, the unit of compute in Kaplan et al. 2020
 
@@ -303,7 +305,7 @@ def lifetime_optimum(law, loss, inference):
     Parameters
     ----------
     loss : float
-        Nats; ValueError where no model reaches it under this law.
+        Nats; UserError where no model reaches it under this law.
     inference : float
         Tokens that the model will read and write in its life.
 
@@ -318,7 +320,7 @@ def lifetime_optimum(law, loss, inference):
         flops = np.exp(ln_n) * (6.0 * d + 2.0 * inference)
         best = int(np.argmin(flops))
         if not np.isfinite(flops[best]):
-            raise ValueError(f"no model reaches a loss of {loss:g} under this law")
+            raise UserError(f"no model reaches a loss of {loss:g} under this law")
         lo, hi = ln_n[max(0, best - 2)], ln_n[min(len(ln_n) - 1, best + 2)]
     return float(np.exp(ln_n[best])), float(d[best]), float(flops[best])
 
@@ -329,12 +331,12 @@ def parse_law(text):
 
     Raises
     ------
-    ValueError
+    UserError
         Unknown name (lists the known ones), missing or unknown letter, or a value that is not a positive number.
     """
     if "=" not in text:
         if text not in PUBLISHED:
-            raise ValueError(
+            raise UserError(
                 f"law {text!r} is not known; known: {', '.join(PUBLISHED)}, or E=..,A=..,B=..,alpha=..,beta=.."
             )
         return PUBLISHED[text]
@@ -342,16 +344,16 @@ def parse_law(text):
     for part in text.split(","):
         key, _, value = (s.strip() for s in part.partition("="))
         if key not in ("E", "A", "B", "alpha", "beta"):
-            raise ValueError(f"law {text!r}: {key!r} is not one of E, A, B, alpha, beta")
+            raise UserError(f"law {text!r}: {key!r} is not one of E, A, B, alpha, beta")
         try:
             values[key] = float(value)
         except ValueError:
-            raise ValueError(f"law {text!r}: {key}={value!r} is not a number") from None
+            raise UserError(f"law {text!r}: {key}={value!r} is not a number") from None
         if not 0 < values[key] < np.inf:
-            raise ValueError(f"law {text!r}: {key} must be positive and finite")
+            raise UserError(f"law {text!r}: {key} must be positive and finite")
     missing = [k for k in ("E", "A", "B", "alpha", "beta") if k not in values]
     if missing:
-        raise ValueError(f"law {text!r}: {', '.join(missing)} missing")
+        raise UserError(f"law {text!r}: {', '.join(missing)} missing")
     return Law(**values, convention="as given", source="given on the command line")
 
 

@@ -75,13 +75,14 @@ def test_readme_commands_parse(line, name, flags):
     import plan
     from isoflop.cli import Parser
     from isoflop.config import ModelConfig
+    from isoflop.plan.config import PlanConfig
     from isoflop.train.plan import TrainConfig
     from sweep import SWEPT, SweepConfig
 
     if name == "data.py":
         data.parse(flags)
     elif name == "fit.py":
-        fit.parse(flags)
+        fit.make_parser().parse_args(flags)
     elif name == "sweep.py":
         Parser(name, "", SweepConfig, ModelConfig, TrainConfig, skip=SWEPT).parse_args(flags)
     elif name == "model.py":
@@ -89,7 +90,7 @@ def test_readme_commands_parse(line, name, flags):
     elif name == "plan.py":
         parser = plan.make_parser()
         args = parser.parse_args(flags)
-        assert plan.advise_on(parser, args, parser.read(plan.Ask, args))
+        assert plan.answer(parser, args, parser.read(PlanConfig, args))
     elif name in ("sample.py", "eval.py", "export.py"):
         stem = name.removesuffix(".py")
         config = getattr(importlib.import_module(stem), f"{stem.capitalize()}Config")

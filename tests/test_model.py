@@ -163,11 +163,11 @@ def test_a_cache_changes_no_logit(name):
     idx = torch.randint(96, (3, 24))
     with torch.no_grad():
         whole = model(idx)[0]
-        cache, pieces = model.new_cache(3), []
-        for first, last in ((0, 7), (7, 8), (8, 13), (13, 14), (14, 24)):  # a prompt, tokens, a piece of several
-            pieces.append(model(idx[:, first:last], cache=cache)[0])
+        cache, parts = model.new_cache(3), []
+        for first, last in ((0, 7), (7, 8), (8, 13), (13, 14), (14, 24)):  # a prompt, single tokens, several
+            parts.append(model(idx[:, first:last], cache=cache)[0])
             assert cache[0].length == last
-    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
     with pytest.raises(AssertionError, match="25 tokens"):
         model(idx[:, :1], cache=cache)
 

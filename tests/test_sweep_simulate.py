@@ -10,6 +10,7 @@ from helpers import quick_fits, rows_of, run_sweep
 import sweep
 from isoflop import laws
 from isoflop.fit import table as table_
+from isoflop.fit.result import to_arrays, to_json
 
 LAW = "E=1.69,A=406.4,B=410.7,alpha=.34,beta=.28"
 GRID = "--flop_budgets 1e18 3e18 1e19 3e19 1e20 --vocab_size 32000".split()
@@ -97,8 +98,8 @@ def test_a_rate_on_the_edge_is_marked_in_the_picture(simulated, tmp_path):
         out = csv.DictWriter(f, list(table[0]))
         out.writeheader()
         out.writerows(table)
-    o = sweep.fit.Options(bootstrap=0)
-    result, arrays = sweep.fit.analyse(table_.read([str(tmp_path / "runs.csv")]), o)
+    analysis = sweep.fit.analyse(table_.read([str(tmp_path / "runs.csv")]), sweep.fit.Options(bootstrap=0))
+    result, arrays = to_json(analysis), to_arrays(analysis)
     assert arrays["lr_on_edge"].sum() == 9
     import matplotlib
 

@@ -1,5 +1,5 @@
 """
-Approach 3 of Hoffmann et al. 2022, L(N, D) = E + A/N^alpha + B/D^beta, and power laws of one variable.
+Approach 3 of Hoffmann et al. 2022: L(N, D) = E + A/N^alpha + B/D^beta, by robust least squares in logs.
 
 Functions on arrays that return frozen dataclasses; `fit.py` is their command line. A fit that cannot be defended comes
 back with `refusals` and without numbers. Everything is vectorised over bootstrap resamples: a resample is a vector of
@@ -22,12 +22,12 @@ from isoflop.fit.huber import (
     RESAMPLES,
     SANDWICH_ROWS,
     Refusal,
-    _best,
-    _descend,
-    _evaluate,
-    _grid_starts,
-    _jacobian,
-    _Rows,
+    Regressors,
+    best_of,
+    descend,
+    evaluate,
+    grid_starts,
+    jacobian,
     resample_budget,
     resample_counts,
 )
@@ -35,9 +35,9 @@ from isoflop.laws import SIX_ND, Law
 
 MAX_RELATIVE_SE = 0.5  # an exponent whose Hessian standard error exceeds this share of it is not determined
 MAX_CONDITION = 1e8  # of the Jacobian with unit columns
-
-
-OUTLIER_MADS = 5.0
+OUTLIER_MADS = 5.0  # residuals beyond this many median absolute deviations are outliers
+MANY_ROWS = 4000  # beyond it the starts are minimised on a sample of the rows
+METHOD = "parametric"
 
 
 # ----- approach 3: parametric -----
@@ -75,7 +75,7 @@ class ParametricFit:
     def ln_loss_se(self, n, d):
         """Standard error of the mean of ln law over runs (n, d), by the delta method; no bootstrap needed."""
         x = np.log(np.stack([np.atleast_1d(n), np.atleast_1d(d)])) - self.mu[:, None]
-        j = _jacobian(self.theta, x, True).mean(0)
+        j = jacobian(self.theta, x, True).mean(0)
         return float(np.sqrt(j @ self.covariance @ j))
 
 
@@ -103,15 +103,34 @@ def _line_of_runs(n, d):
     return "collinear", "ln N and ln D lie on one line; vary D at fixed N by 4x or more"
 
 
+def _lacking(n, d):
+    """None, or (code, message) of what these runs lack for five parameters."""
+    if len(n) < 6:
+        why = f"{len(n)} runs for 5 parameters; needs at least 6, and 15 or more for a useful interval"
+        return "too_few_rows", why
+    line = _line_of_runs(n, d)
+    if line is not None:
+        return line
+    for values, code, what in ((n, "too_few_sizes", "sizes"), (d, "too_few_token_counts", "token counts")):
+        distinct = _distinct(np.log(values))
+        if distinct < 3:
+            return code, f"{distinct} distinct {what}; an exponent beside a constant needs 3 or more"
+    return None
+
+
+def _distinct(values):
+    """How many of the values, counted from the least, lie more than 0.01 above the one counted before; 3 at most."""
+    values, count = np.sort(values), 0
+    while len(values) and count < 3:
+        values = values[values > values[0] + 0.01]
+        count += 1
+    return count
+
+
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # wild optima are refused, not warned about
 def fit_parametric(n, d, loss, weights=None, delta=DELTA, resamples=RESAMPLES, seed=0, n_grid=10, near=None):
     """
-    Approach 3 of Hoffmann et al. 2022 (section D.2): minimise the SUM over runs of
-    Huber_delta(ln L - LSE(ln A - alpha ln N, ln B - beta ln D, ln E)).
-
-    Starts come from variable projection over an n_grid x n_grid grid of (alpha, beta) in 0.05..1.3; each is minimised
-    by Newton's method with exact derivatives. The answer is vouched for by its gradient and by how many starts share
-    it. Intervals: case bootstrap over runs, each resample minimised to the same gradient tolerance.
+    Fit L = E + A/N^alpha + B/D^beta to runs: approach 3 of Hoffmann et al. 2022.
 
     Parameters
     ----------
@@ -124,6 +143,9 @@ def fit_parametric(n, d, loss, weights=None, delta=DELTA, resamples=RESAMPLES, s
     resamples : int
         Bootstrap resamples; 0 for none.
     seed : int
+        Of the resampling.
+    n_grid : int
+        Starts per exponent.
     near : ParametricFit, optional
         A fit to mostly the same runs: it and the grid's two most promising points are then the only starts.
 
@@ -132,88 +154,95 @@ def fit_parametric(n, d, loss, weights=None, delta=DELTA, resamples=RESAMPLES, s
     ParametricFit
         With `refusals` and no law if the runs cannot carry five parameters.
 
+    Notes
+    -----
+    Minimises the SUM over runs of Huber_delta(ln L - LSE(ln A - alpha ln N, ln B - beta ln D, ln E)), with LSE the log
+    of the sum of exponentials. Starts come from variable projection over an n_grid x n_grid grid of (alpha, beta) in
+    0.05..1.3; each is minimised by Newton's method with exact derivatives. The optimum is accepted by its gradient and
+    by how many starts share it. Intervals: case bootstrap over runs, each resample minimised to the same gradient
+    tolerance.
+
     References
     ----------
-    Hoffmann et al. 2022, arXiv 2203.15556; Besiroglu et al. 2024, arXiv 2404.10102 (summing, not averaging).
+    Hoffmann et al. 2022, arXiv 2203.15556, section D.2; Besiroglu et al. 2024, arXiv 2404.10102 (sum, not mean).
     """
     n, d, loss = (np.asarray(v, float) for v in (n, d, loss))
-    rows, method = len(n), "parametric"
+    lacking = _lacking(n, d)
+    if lacking:
+        return ParametricFit(None, n_rows=len(n), delta=delta, refusals=(Refusal(METHOD, *lacking),))
     z = np.log(loss)
-    if rows < 6:
-        why = f"{rows} runs for 5 parameters; needs at least 6, and 15 or more for a useful interval"
-        return ParametricFit(None, n_rows=rows, delta=delta, refusals=(Refusal(method, "too_few_rows", why),))
-    line = _line_of_runs(n, d)
-    if line is None:
-        for v, code, what in ((n, "too_few_sizes", "sizes"), (d, "too_few_token_counts", "token counts")):
-            distinct = 1 + int((np.diff(np.sort(np.log(v))) > 0.01).sum())
-            if distinct < 3:
-                line = code, f"{distinct} distinct {what}; an exponent beside a constant needs 3 or more"
-    if line:
-        return ParametricFit(None, n_rows=rows, delta=delta, refusals=(Refusal(method, *line),))
-
     mu = np.log(np.stack([n, d])).mean(1)
     x = np.log(np.stack([n, d])) - mu[:, None]
-    exponents = np.geomspace(0.05, 1.3, n_grid)
     rng = np.random.default_rng(seed)
-    if rows > 4000:  # find the basin on a sample, then polish on all rows
-        some = rng.choice(rows, 2000, replace=False)
-        theta, _, _, agree = _best(_grid_starts(x[:, some], z[some], exponents), x[:, some], z[some], None, delta, True)
-        theta, f, gn, _ = _best(theta[None], x, z, weights, delta, True)
-    else:
-        starts = _grid_starts(x, z, exponents)
-        if near is not None and near.theta is not None:
-            more = near.theta.copy()
-            more[:2] += more[2:4] * (near.mu - mu)  # the same law about these runs' centre
-            starts = np.vstack([starts, more])
-        few = {"patience": 200} if near is None else {"tries": 3}
-        theta, f, gn, agree = _best(starts, x, z, weights, delta, True, **few)
 
-    law = _as_law(theta[None], mu, scalar=True)
-    j = _jacobian(theta, x, True)
-    residual = z - np.log(law.loss(n, d))
-    sigma = 1.4826 * float(np.median(np.abs(residual - np.median(residual)))) * np.sqrt(rows / (rows - 5))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        unit = j / np.sqrt((j**2).sum(0))
-    condition = float(np.linalg.cond(unit)) if np.isfinite(unit).all() else np.inf
-    inverse = np.linalg.inv(j.T @ j) if condition < 1e14 else np.full((5, 5), np.inf)
+    theta, objective, gradient, agree = _minimise(x, z, weights, delta, n_grid, rng, near, mu)
+    law = _law_of(theta[None], mu, scalar=True)
+    residuals = z - np.log(law.loss(n, d))
+    sigma, condition, inverse = _uncertainty(theta, x, residuals)
     se = sigma * np.sqrt(np.maximum(np.diag(inverse), 0.0))
-    common = {"delta": delta, "n_rows": rows, "starts": n_grid**2, "starts_agreeing": agree, "objective": f}
-    common |= {"gradient": gn, "condition": condition}
-    refusals = [Refusal(method, c, m) for c, m in _undefended(law, loss, se, condition, gn, agree)]
+    common = {"delta": delta, "n_rows": len(n), "starts": n_grid**2}
+    refusals = [Refusal(METHOD, *why) for why in _undefended(law, loss, se, condition, gradient)]
     if refusals:
-        keep = {k: common[k] for k in ("delta", "n_rows", "starts")}
-        return ParametricFit(None, refusals=tuple(refusals), **keep)
+        return ParametricFit(None, refusals=tuple(refusals), **common)
 
-    warnings = []
-    if agree < 0.2 * n_grid**2 and near is None:
-        warnings.append(Refusal(method, "few_starts_agree", f"only {agree} of {n_grid**2} starts reach this optimum"))
-    for name, s, v in (("alpha", se[2], law.alpha), ("beta", se[3], law.beta)):
-        if s > 0.25 * v:
-            warnings.append(Refusal(method, "weakly_determined", f"{name} = {v:.3g} has a standard error of {s:.2g}"))
-    if law.E < 0.1 * loss.min():
-        warnings.append(Refusal(method, "small_E", f"E is only {law.E / loss.min():.1%} of the lowest loss"))
-    draws, boot, more = None, {}, []
+    few_starts = agree < 0.2 * n_grid**2 and near is None
+    warnings = _warnings(law, loss, se, f"only {agree} of {n_grid**2} starts reach this optimum" if few_starts else "")
+    draws, bootstrap = None, {}
     if resamples:
-        draws, boot, more = _bootstrap_parametric(theta, mu, x, z, weights, delta, resamples, rng, j)
-    refusals = [m for m in more if m.code == "unstable_resamples"]
-    if refusals:
-        keep = {k: common[k] for k in ("delta", "n_rows", "starts")}
-        return ParametricFit(None, refusals=tuple(refusals), **keep)
+        draws, bootstrap, more = _bootstrap(theta, mu, x, z, weights, delta, resamples, rng)
+        if any(m.code == "unstable_resamples" for m in more):
+            return ParametricFit(None, refusals=tuple(more), **common)
+        warnings += more
     return ParametricFit(
         law,
         draws,
+        objective=objective,
+        starts_agreeing=agree,
+        gradient=gradient,
+        condition=condition,
         sigma=sigma,
-        residuals=residual,
+        residuals=residuals,
         theta=theta,
         mu=mu,
         covariance=sigma**2 * inverse,
-        bootstrap=boot,
-        warnings=tuple(warnings + more),
+        bootstrap=bootstrap,
+        warnings=tuple(warnings),
         **common,
     )
 
 
-def _as_law(theta, mu, scalar=False):
+def _minimise(x, z, weights, delta, n_grid, rng, near, mu):
+    """The optimum from all starts: theta, objective, gradient, how many starts agree."""
+    exponents = np.geomspace(0.05, 1.3, n_grid)
+    if len(z) > MANY_ROWS:  # find the basin on a sample, then polish on all rows
+        some = rng.choice(len(z), 2000, replace=False)
+        starts = grid_starts(x[:, some], z[some], exponents)
+        theta, _, _, agree = best_of(starts, x[:, some], z[some], None, delta, True)
+        theta, objective, gradient, _ = best_of(theta[None], x, z, weights, delta, True)
+        return theta, objective, gradient, agree
+    starts = grid_starts(x, z, exponents)
+    if near is not None and near.theta is not None:
+        moved = near.theta.copy()
+        moved[:2] += moved[2:4] * (near.mu - mu)  # the same law about these runs' centre
+        starts = np.vstack([starts, moved])
+    if near is None:
+        return best_of(starts, x, z, weights, delta, True, patience=200)
+    return best_of(starts, x, z, weights, delta, True, tries=3)
+
+
+def _uncertainty(theta, x, residuals):
+    """Robust sd of ln L about the law, condition of the Jacobian with unit columns, and (J'J)^-1 (infinite if none)."""
+    rows = len(residuals)
+    deviation = np.abs(residuals - np.median(residuals))
+    sigma = 1.4826 * float(np.median(deviation)) * np.sqrt(rows / (rows - 5))
+    j = jacobian(theta, x, True)
+    unit = j / np.sqrt((j**2).sum(0))
+    condition = float(np.linalg.cond(unit)) if np.isfinite(unit).all() else np.inf
+    inverse = np.linalg.inv(j.T @ j) if condition < 1e14 else np.full((5, 5), np.inf)
+    return sigma, condition, inverse
+
+
+def _law_of(theta, mu, scalar=False):
     """Centred (B, 5) parameters -> Law of arrays, or of floats."""
     with np.errstate(over="ignore"):
         a, b = np.exp(theta[:, 0] + theta[:, 2] * mu[0]), np.exp(theta[:, 1] + theta[:, 3] * mu[1])
@@ -221,68 +250,96 @@ def _as_law(theta, mu, scalar=False):
     return Law(*(float(v[0]) for v in values)) if scalar else Law(*values)
 
 
-def _undefended(law, loss, se, condition, gradient, agree):
-    """(code, message) of everything that forbids signing this optimum."""
+def _undefended(law, loss, se, condition, gradient):
+    """List of (code, message): every reason not to report this optimum."""
+    found = []
     low, high = EXPONENT_RANGE
     if not gradient <= GRADIENT_TOL:
-        yield "not_converged", f"no start reached a stationary point (relative gradient {gradient:.1g})"
-    for name, v in (("alpha", law.alpha), ("beta", law.beta)):
-        if not low <= v <= high:
-            yield (
-                "runaway_exponent",
-                f"{name} left the range {low}..{high}: the data do not bend that way; widen the range of "
-                f"{'N' if name == 'alpha' else 'D'}",
-            )
+        found.append(("not_converged", f"no start reached a stationary point (relative gradient {gradient:.1g})"))
+    for name, value, column in (("alpha", law.alpha, "N"), ("beta", law.beta, "D")):
+        if not low <= value <= high:
+            why = f"{name} left the range {low}..{high}: the data do not bend that way; widen the range of {column}"
+            found.append(("runaway_exponent", why))
     if not law.E > E_FLOOR * loss.min():
-        yield "e_at_zero", "E is pinned at 0: no irreducible loss can be seen; add runs closer to it (larger N and D)"
+        why = "E is pinned at 0: no irreducible loss can be seen; add runs closer to it (larger N and D)"
+        found.append(("e_at_zero", why))
     if not condition < MAX_CONDITION:
-        yield "ill_conditioned", "the Hessian is singular to working precision; vary N and D more independently"
+        why = "the Hessian is singular to working precision; vary N and D more independently"
+        found.append(("ill_conditioned", why))
     elif (se[2:4] > MAX_RELATIVE_SE * np.array([law.alpha, law.beta])).any():
-        yield (
-            "ill_conditioned",
+        why = (
             f"the Hessian leaves alpha or beta undetermined (standard error above {MAX_RELATIVE_SE:.0%} of the value); "
-            "add runs, spread N and D further apart, or average seeds",
+            "add runs, spread N and D further apart, or average seeds"
         )
+        found.append(("ill_conditioned", why))
+    return found
 
 
-def _bootstrap_parametric(theta, mu, x, z, weights, delta, resamples, rng, j):
-    """Draws of the law: (Law of arrays, how they were made, warnings)."""
-    rows, notes = x.shape[1], []
-    metric = 0.1 * j.T @ j
-    metric = metric + 1e-9 * np.trace(metric) * np.eye(5)
-    if rows >= SANDWICH_ROWS:
-        _, _, hess = _evaluate(theta[None], _Rows(x), z, None if weights is None else weights[None], delta, True)
-        u = np.clip(
-            z - np.log(np.exp(theta[4]) + sum(np.exp(theta[k] - theta[2 + k] * x[k]) for k in (0, 1))), -delta, delta
-        )
-        u = j * (u if weights is None else u * weights)[:, None]
-        inverse = np.linalg.inv(hess[0])
-        draws = rng.multivariate_normal(theta, inverse @ (u.T @ u) @ inverse, size=resamples, method="svd")
-        kind = {"kind": "sandwich covariance, normal draws", "resamples": resamples, "unconverged": 0}
-        return _as_law(draws, mu), kind, notes
-    b = resample_budget(rows, resamples)
-    draws, gradients = np.empty((b, 5)), np.empty(b)
-    np.empty(3_900_000)  # freed at once: glibc then keeps such arrays on its heap; mapping each anew doubles the time
-    chunk, held = max(16, 60_000 // rows), _Rows(x)
-    for i in range(0, b, chunk):
-        w = resample_counts(rng, rows, min(chunk, b - i))
-        w = w if weights is None else w * weights
-        out = _descend(np.repeat(theta[None], len(w), 0), held, z, w, delta, True, metric)
-        draws[i : i + chunk], gradients[i : i + chunk] = out[0], out[2]
+def _warnings(law, loss, se, few_starts):
+    """What a reader of this fit should know, as Refusals; `few_starts` is a message or empty."""
+    found = []
+    if few_starts:
+        found.append(Refusal(METHOD, "few_starts_agree", few_starts))
+    for name, error, value in (("alpha", se[2], law.alpha), ("beta", se[3], law.beta)):
+        if error > 0.25 * value:
+            why = f"{name} = {value:.3g} has a standard error of {error:.2g}"
+            found.append(Refusal(METHOD, "weakly_determined", why))
+    if law.E < 0.1 * loss.min():
+        found.append(Refusal(METHOD, "small_E", f"E is only {law.E / loss.min():.1%} of the lowest loss"))
+    return found
+
+
+# ----- bootstrap -----
+
+
+def _bootstrap(theta, mu, x, z, weights, delta, resamples, rng):
+    """Draws of the law: Law of arrays, how they were made (dict), warnings (list of Refusal)."""
+    if len(z) >= SANDWICH_ROWS:
+        draws = _sandwich_draws(theta, x, z, weights, delta, resamples, rng)
+        made = {"kind": "sandwich covariance, normal draws", "resamples": resamples, "unconverged": 0}
+        return _law_of(draws, mu), made, []
+    draws, gradients = _resampled_draws(theta, x, z, weights, delta, resample_budget(len(z), resamples), rng)
     sound = gradients <= GRADIENT_TOL
     low, high = EXPONENT_RANGE
     inside = sound & (draws[:, 2:4] > low).all(1) & (draws[:, 2:4] < high).all(1)
-    kind = {"kind": "case resampling over runs, percentile", "resamples": b, "unconverged": int((~sound).sum())}
-    kind["runaway"] = int((sound & ~inside).sum())
-    lost = 1 - inside.mean()
+    made = {"kind": "case resampling over runs, percentile", "resamples": len(draws)}
+    made |= {"unconverged": int((~sound).sum()), "runaway": int((sound & ~inside).sum())}
+    lost, warnings = 1 - inside.mean(), []
     if lost > 0.25:
-        notes.append(
-            Refusal(
-                "parametric", "unstable_resamples", f"{lost:.0%} of the resamples run away or do not converge; add runs"
-            )
-        )
+        why = f"{lost:.0%} of the resamples run away or do not converge; add runs"
+        warnings.append(Refusal(METHOD, "unstable_resamples", why))
     elif lost > 0.02:
-        notes.append(
-            Refusal("parametric", "some_resamples_lost", f"{lost:.1%} of the resamples run away or do not converge")
-        )
-    return _as_law(draws[inside], mu), kind, notes
+        why = f"{lost:.1%} of the resamples run away or do not converge"
+        warnings.append(Refusal(METHOD, "some_resamples_lost", why))
+    return _law_of(draws[inside], mu), made, warnings
+
+
+def _sandwich_draws(theta, x, z, weights, delta, resamples, rng):
+    """Normal draws about theta with the sandwich covariance H^-1 (sum of outer products of the scores) H^-1: (B, 5)."""
+    one_w = None if weights is None else weights[None]
+    _, _, hess = evaluate(theta[None], Regressors(x), z, one_w, delta, True)
+    terms = sum(np.exp(theta[k] - theta[2 + k] * x[k]) for k in (0, 1))
+    psi = np.clip(z - np.log(np.exp(theta[4]) + terms), -delta, delta)
+    if weights is not None:
+        psi = psi * weights
+    scores = jacobian(theta, x, True) * psi[:, None]
+    inverse = np.linalg.inv(hess[0])
+    return rng.multivariate_normal(theta, inverse @ (scores.T @ scores) @ inverse, size=resamples, method="svd")
+
+
+def _resampled_draws(theta, x, z, weights, delta, count, rng):
+    """Case resamples of the runs, each minimised from theta: (count, 5), and the relative gradient of each."""
+    rows, regressors = len(z), Regressors(x)
+    j = jacobian(theta, x, True)
+    metric = 0.1 * j.T @ j
+    metric = metric + 1e-9 * np.trace(metric) * np.eye(5)
+    draws, gradients = np.empty((count, 5)), np.empty(count)
+    np.empty(3_900_000)  # freed at once: glibc then keeps such arrays on its heap; mapping each anew doubles the time
+    chunk = max(16, 60_000 // rows)
+    for i in range(0, count, chunk):
+        w = resample_counts(rng, rows, min(chunk, count - i))
+        if weights is not None:
+            w = w * weights
+        found = descend(np.repeat(theta[None], len(w), 0), regressors, z, w, delta, True, metric)
+        draws[i : i + chunk], gradients[i : i + chunk] = found[0], found[2]
+    return draws, gradients

@@ -19,7 +19,7 @@ import numpy as np
 from isoflop import display
 from isoflop.cli import Parser, UserError, run_main
 from isoflop.files import atomic, write_text
-from isoflop.fit import figures
+from isoflop.fit import axes
 from isoflop.fit.isoflop import fit_isoflop
 
 COLUMNS = (
@@ -199,10 +199,10 @@ def draw(found: dict, table: list[dict], path: Path):
     """Left: N* against C for each variant. Right: its exponent, and the published ones."""
     import matplotlib
 
-    with matplotlib.rc_context(figures.RC):
+    with matplotlib.rc_context(axes.RC):
         import matplotlib.pyplot as plt
 
-        fig, (left, right) = figures._figure(13, 6.2, 1, 2, width_ratios=(1.25, 1))
+        fig, (left, right) = axes.figure(13, 6.2, 1, 2, width_ratios=(1.25, 1))
         colours = dict(zip(VARIANTS, plt.get_cmap("tab10").colors, strict=False)) | {"base": "black"}
         draw_optima(left, found, colours)
         draw_exponents(right, table, colours)
@@ -223,10 +223,10 @@ def draw_optima(ax, found: dict, colours: dict):
         all_n += list(n)
         all_c += list(c)
     if not all_n:
-        raise figures.Skip("no variant has a budget with an inner minimum")
-    figures._log_axis(ax.xaxis, figures._flops_tick, *figures._span(all_c))
-    figures._log_axis(ax.yaxis, figures._size_tick, *figures._span(all_n))
-    ax.set(xlabel=figures.C_AXIS, ylabel="N*", title="N*, head counted except where it says not")
+        raise axes.Skip("no variant has a budget with an inner minimum")
+    axes.log_axis(ax.xaxis, axes.flops_tick, *axes.span(all_c))
+    axes.log_axis(ax.yaxis, axes.size_tick, *axes.span(all_n))
+    ax.set(xlabel=axes.C_AXIS, ylabel="N*", title="N*, head counted except where it says not")
     ax.legend(fontsize=11)
 
 
@@ -265,7 +265,7 @@ def show(path: Path, rows: list[dict]) -> str:
     text = markdown(table, unit)
     try:
         draw(found, table, path.with_suffix(".png"))
-    except figures.Skip as why:
+    except axes.Skip as why:
         text += f"\nno picture: {why}\n"
     write_text(path.with_suffix(".md"), text)
     return text

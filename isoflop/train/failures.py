@@ -6,6 +6,8 @@ import gc
 import torch
 import torch.distributed as dist
 
+from isoflop.options import explain
+
 
 def status_of(error: BaseException) -> str | None:
     """The status of a run that this error ended, "oom" or "peer_lost"; None for any other error."""
@@ -26,7 +28,7 @@ def note_failure(progress):
         status = status_of(error)
         if status is None:
             raise
-        progress.status, progress.problem = status, str(error).splitlines()[0]
+        progress.status, progress.problem = status, explain(error).splitlines()[0]
 
 
 def find_micro_batch(attempt, rows: int, device: str) -> str:

@@ -1,4 +1,4 @@
-"""trained.py and load_model: what a folder must hold, and what a hostile one gets."""
+"""isoflop/train/run_dir.py: what a folder must hold, and that a hostile one is refused."""
 
 import json
 import pickle
@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from isoflop.config import configure
 from isoflop.train import run_dir
-from model import GPT, save_model
+from model import GPT, load_model, save_model
 
 CFG = configure(n_layer=2, n_embd=16, block_size=16, vocab_size=257)
 
@@ -28,20 +28,21 @@ def test_a_run_keeps_its_tokenizer_and_a_checkpoint_finds_it(toy_data, tmp_path)
 
     tc = TrainConfig(max_iters=4, data_dir=toy_data, out_dir=str(tmp_path), batch_size=2, val_tokens=256, ckpt_every=2)
     record = train(CFG, tc, quiet=True)
-    found = run_dir.load(tmp_path)
-    assert found.record["run_id"] == record.run_id and found.tokens == tmp_path
+    found = run_dir.load(tmp_path, load_model)
+    assert found.record["run_id"] == record.run_id and found.tokenizer_dir == tmp_path
     assert found.tokenizer().decode(found.tokenizer().encode_ordinary("a é")) == "a é"
-    inner = run_dir.load(tmp_path / "checkpoints" / "step_00000002")
-    assert inner.tokens.samefile(tmp_path) and inner.record == found.record
+    inner = run_dir.load(tmp_path / "checkpoints" / "step_00000002", load_model)
+    assert inner.tokenizer_dir.samefile(tmp_path) and inner.record == found.record
     (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(ValueError, match="--data_dir"):
-        run_dir.load(tmp_path).tokenizer()
-    assert run_dir.load(tmp_path, toy_data).tokenizer().n_vocab == 257
+    with pytest.raises(ValueError, match="--tokenizer_dir"):
+        run_dir.load(tmp_path, load_model).tokenizer()
+    assert run_dir.load(tmp_path, load_model, toy_data).tokenizer().n_vocab == 257
 
 
 def test_bins_in_gpt2s_tokens_leave_gpt2s_tokenizer(tmp_path, monkeypatch):
-    """nanoGPT's bins have no tokenizer.json; where the vocabulary can't be had, the run goes on without."""
-    from isoflop.data import errors, tokenizer
+    """nanoGPT's bins have no tokenizer.json; without the vocabulary the run has none."""
+    from isoflop.data import tokenizer
+    from isoflop.options import UserError
 
     monkeypatch.setattr(tokenizer, "gpt2_tokens", lambda: [bytes([b]) for b in range(256)])
     run_dir.keep_tokenizer(tmp_path / "bins", tmp_path, "gpt2")
@@ -50,7 +51,7 @@ def test_bins_in_gpt2s_tokens_leave_gpt2s_tokenizer(tmp_path, monkeypatch):
     run_dir.keep_tokenizer(tmp_path / "bins", tmp_path, "characters")
 
     def refuse():
-        raise errors.DataError("no network")
+        raise UserError("no network")
 
     monkeypatch.setattr(tokenizer, "gpt2_tokens", refuse)
     run_dir.keep_tokenizer(tmp_path / "bins", tmp_path, "gpt2")
@@ -60,7 +61,7 @@ def test_bins_in_gpt2s_tokens_leave_gpt2s_tokenizer(tmp_path, monkeypatch):
 def test_a_larger_tokenizer_is_another_models(tmp_path, toy_data):
     save_model(GPT(configure(n_layer=1, n_embd=16, vocab_size=100)), tmp_path)
     with pytest.raises(ValueError, match="257 ids.*100"):
-        run_dir.load(tmp_path, toy_data).tokenizer()
+        run_dir.load(tmp_path, load_model, toy_data).tokenizer()
 
 
 class Bomb:
@@ -140,7 +141,7 @@ def test_a_hostile_folder_is_refused_in_a_line(folder, tmp_path, kind):
     mark = tmp_path / "unpickled"
     hostile(folder, kind, mark)
     with pytest.raises(ValueError, match="holds no usable model") as refused:
-        run_dir.load(folder)
+        run_dir.load(folder, load_model)
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 500
     assert not mark.exists()
 
@@ -148,12 +149,12 @@ def test_a_hostile_folder_is_refused_in_a_line(folder, tmp_path, kind):
 def test_the_shape_that_is_wrong_is_named(folder):
     hostile(folder, "wrong shape", None)
     with pytest.raises(ValueError, match=r"h\.1\.attn\.c_proj\.weight is F32 \(16, 17\), not \(16, 16\)"):
-        run_dir.load(folder)
+        run_dir.load(folder, load_model)
 
 
 @pytest.mark.parametrize("text", ["[" * 60000, "\xff", "{}", '{"tokens": ["!"], "pattern": 3, "name": 1}'])
 def test_a_hostile_tokenizer_is_refused(folder, text):
     (folder / "tokenizer.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError) as refused:
-        run_dir.load(folder).tokenizer()
+        run_dir.load(folder, load_model).tokenizer()
     assert "\n" not in str(refused.value)

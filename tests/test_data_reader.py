@@ -1,17 +1,79 @@
-"""bins.py: folders of tokens that other programs have made, and shards read as one sequence."""
+"""isoflop/data/reader.py: our folders, those of other programs, and shards read as one sequence."""
 
 import json
+import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import data_folder, data_main, make_texts
 
-import data
-from isoflop.data import reader as bins
-from isoflop.data.errors import DataError
+from isoflop.data import reader
 from isoflop.data.loader import Loader
 from isoflop.data.reader import open_data, token_bytes
+from isoflop.options import UserError
+
+# ----- our own -----
+
+
+def test_missing_folder_names_the_command(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere: `python data.py` makes.*--source stdlib` makes data/stdlib_bpe512"):
+        open_data(tmp_path / "nowhere")
+
+
+HARM = "cut, longer, other split, other tokenizer, version, garbage, gone, meta, no meta, no count, list".split(", ")
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_damaged_folder_is_refused_with_the_command_that_makes_it_again(tmp_path, harm):
+    small = data_folder(tmp_path, make_texts())
+    raw, meta = (small / "train.bin").read_bytes(), json.loads((small / "meta.json").read_text())
+    if harm in ("cut", "longer"):
+        (small / "train.bin").write_bytes(raw[:-2] if harm == "cut" else raw + b"\0\0")
+    elif harm == "other split":
+        (small / "train.bin").write_bytes((small / "val.bin").read_bytes())
+    elif harm == "other tokenizer":
+        (small / "tokenizer.json").write_text((small / "tokenizer.json").read_text().replace("AA==", "AQ=="))
+    elif harm == "version":
+        (small / "meta.json").write_text(json.dumps(meta | {"version": 99}))
+    elif harm == "garbage":
+        (small / "train.bin").write_bytes(os.urandom(len(raw)))
+    elif harm == "gone":
+        (small / "val.bin").unlink()
+    elif harm == "meta":
+        (small / "meta.json").write_text(json.dumps(meta)[:100])
+    elif harm == "no meta":
+        (small / "meta.json").unlink()
+    elif harm == "no count":
+        del meta["train"]["tokens"]
+        (small / "meta.json").write_text(json.dumps(meta))
+    elif harm == "list":
+        (small / "meta.json").write_text("[]")
+    with pytest.raises(UserError, match="not a complete data folder") as refused:
+        open_data(small)
+    message = str(refused.value)
+    assert message.count("\n") == 0 and f"--out_dir {small} --overwrite" in message
+    if "meta" not in harm and harm != "list":
+        command = message.split("`")[1].split()
+        assert data_main(*command[2:]) == 0  # what the message says works
+        assert open_data(small).train[:].tobytes() == raw[reader.HEADER_BYTES :]
+
+
+def test_shards_read_as_one(tmp_path):
+    a = open_data(data_folder(tmp_path, make_texts(600)))
+    b = open_data(data_folder(tmp_path, make_texts(600), shard_tokens=20_000, out_dir=str(tmp_path / "many")))
+    assert len(b.meta["train"]["shards"]) > 5 and a.meta["corpus_sha256"] == b.meta["corpus_sha256"]
+    np.testing.assert_array_equal(np.asarray(a.train), np.asarray(b.train))
+    for x, y in zip(Loader(a.train, 128).batch(5, 99), Loader(b.train, 128).batch(5, 99), strict=True):
+        np.testing.assert_array_equal(x, y)
+    shard = Path(b.folder, b.meta["train"]["shards"][1]["file"])
+    shard.write_bytes(shard.read_bytes()[:-2])
+    with pytest.raises(UserError, match="is not a complete data folder .*train_000001.bin has"):
+        open_data(b.folder)
+
+
+# ----- other people's -----
 
 
 def nanogpt(folder: Path, top: int = 4096, n: int = 5000, **meta) -> Path:
@@ -68,7 +130,7 @@ def test_a_pickle_that_says_nothing(tmp_path):
     nanogpt(tmp_path)
     for raw in (b"", b"not a pickle", pickle.dumps({"a": 1}), pickle.dumps({"vocab_size": 4096})[:-9]):
         (tmp_path / "meta.pkl").write_bytes(raw)
-        with pytest.raises(DataError, match="names no vocab_size: put .* in .*meta.json"):
+        with pytest.raises(UserError, match="names no vocab_size: put .* in .*meta.json"):
             open_data(tmp_path)
 
 
@@ -109,9 +171,9 @@ def test_identity_follows_the_tokens(tmp_path):
 def test_long_files_are_sampled(tmp_path, monkeypatch):
     nanogpt(tmp_path, n=100_000)
     path, size = str(tmp_path / "train.bin"), 200_000
-    whole = bins.survey(path, size, 1, 0, "uint16")
-    monkeypatch.setattr(bins, "WHOLE_BYTES", 1000), monkeypatch.setattr(bins, "SAMPLE_BYTES", 64)
-    assert bins.survey(path, size, 2, 0, "uint16")[0] != whole[0]
+    whole = reader.survey(path, size, 1, 0, "uint16")
+    monkeypatch.setattr(reader, "WHOLE_BYTES", 1000), monkeypatch.setattr(reader, "SAMPLE_BYTES", 64)
+    assert reader.survey(path, size, 2, 0, "uint16")[0] != whole[0]
 
 
 WRONG = {
@@ -148,7 +210,7 @@ def test_mistakes_in_foreign_folders(tmp_path, capsys, wrong):
         (tmp_path / "train.bin").write_bytes((tmp_path / "train.bin").read_bytes()[:-2])
     elif wrong == "wrong magic":
         headered(tmp_path / "train.bin", tokens, 20240521)
-    with pytest.raises(DataError) as refused:
+    with pytest.raises(UserError) as refused:
         open_data(tmp_path)
     message = str(refused.value)
     assert all(part in message for part in WRONG[wrong]) and "\n" not in message and str(tmp_path) in message
@@ -161,14 +223,3 @@ def test_trains(tmp_path, script):
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout.splitlines()[-1])
     assert record["bits_per_byte"] is None and record["vocab_size"] == 300 and 5 < record["val_loss"] < 7
-
-
-def test_a_foreign_folder_is_not_overwritten(tmp_path, capsys):
-    home = tmp_path / "home"
-    home.mkdir()
-    nanogpt(home)
-    before = (home / "train.bin").read_bytes()
-    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text": "y"}\n')
-    args = ["--source", str(tmp_path / "a.jsonl"), "--tokenizer", "byte", "--out_dir", str(home)]
-    assert data.main(args) == 2 and data.main([*args, "--overwrite"]) == 2
-    assert (home / "train.bin").read_bytes() == before and "not made by data.py" in capsys.readouterr().err
