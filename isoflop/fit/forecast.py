@@ -26,7 +26,7 @@ GROWTH, GROWTH_SD_LN = 0.18, 0.4
 PHI_GRID = np.linspace(0.0, 0.975, 40)
 GROWTH_GRID = np.geomspace(0.03, 0.8, 40)
 # The priors pull where a law holds exactly with a phi far from PHI: standard errors wider by this let ci95 hold the
-# truth at 10 C_max in 94% of simulated sweeps about three laws (60 to 70% about Besiroglu's at a noise of 0.2%).
+# truth at 10 C_max in 93% of simulated sweeps about three laws (57 to 73% about Besiroglu's at a noise of 0.2%).
 PULL = 1.3
 OPTIMUM_SE = 0.6  # standard error of a minimum's ln loss over the sd of one run, of 6 to 12 sizes
 # No sweep obeys such a law to its noise. An optimum's ln L misses it by MISFIT, and by MISFIT_RATE more per e-fold of C
