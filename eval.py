@@ -2,15 +2,15 @@
 
     python eval.py --ckpt out/RUN_ID --data_dir data/stdlib_bpe512
     python eval.py --ckpt out/RUN_ID --tasks hellaswag,piqa,arc_easy --limit 200
-    python eval.py --ckpt out/RUN_ID --tasks core # a bundle; gauntlet is another
-    python eval.py --ckpt out/RUN_ID --tasks my_task.yaml # local task, no network
+    python eval.py --ckpt out/RUN_ID --tasks core  # a bundle; also gauntlet
+    python eval.py --ckpt out/RUN_ID --tasks my_task.yaml  # a task of yours
     python eval.py --sweep sweep_results --tasks core
 
 Benchmarks are those of EleutherAI's lm-evaluation-harness (pip install
-lm-eval[hf]), on the model as export.py writes it. Scores are printed and appended
-to eval.jsonl beside the weights. A sweep's go to scores.csv, keyed by run_id;
-its runs.csv is never touched, and runs_scores.csv is a copy of it with the
-scores as columns, for fit.py.
+lm-eval[hf]), on the model as export.py writes it. Scores are printed, and
+appended to eval.jsonl beside the weights. A sweep's go to scores.csv, keyed by
+run_id; its runs.csv is never touched, and runs_scores.csv is a copy of it with
+the scores as columns, for fit.py.
 """
 
 import json

@@ -15,7 +15,8 @@ an architecture over the sizes of --family; flags of the model then hold for all
 candidates, --tokens_per_param is the ratio of the second table. --n_params: how
 many tokens a size wants. --target_loss: how much compute a loss takes. --tokens
 with --unique_tokens: what repeated text is worth. --inference_tokens can be
-added to any of them. Flags of train.py go into the command that is printed last.
+added to any of them. Flags of train.py go into the command that is printed
+last.
 """
 
 import argparse

@@ -2,10 +2,10 @@
 
     python sweep.py               # embedded text, 3 budgets x 7 sizes, on a CPU
     python sweep.py --data_dir data/mine --flop_budgets 1e13 3e13 1e14 --dry_run
-    python sweep.py --flop_budgets 1e13 3e13 --n_embds 64 96 128 --n_layers 2 3 4
+    python sweep.py --flop_budgets 1e13 3e13 --n_embds 48 64 96 --n_layers 1 2 2
     python sweep.py --simulate hoffmann --flop_budgets 1e18 3e18   # no training
-    torchrun --nproc_per_node=4 sweep.py --parallel cells    # four cells at once
-    torchrun --nproc_per_node=4 sweep.py      # each cell on all four, in turn
+    torchrun --nproc_per_node=4 sweep.py --parallel cells   # four cells at once
+    torchrun --nproc_per_node=4 sweep.py     # each cell on all four, in turn
 
 A cell is one run of the grid: a model size at a budget. Each finished run is a
 row of OUT_DIR/runs.csv. To resume a killed sweep, give the same command again:
