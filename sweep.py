@@ -38,9 +38,8 @@ from isoflop.files import folder_lock
 from isoflop.fit import report
 from isoflop.options import UserError, check, option
 from isoflop.sweep import ablation, api, dry_run, executors, grid, power, summary, workers
-from isoflop.sweep import results as results_
 from isoflop.sweep.cells import SIZE_LADDER, Cell, ModelSize, Planner, stand_in
-from isoflop.sweep.results import ResultsFile, resume_command
+from isoflop.sweep.results import ResultsFile, resume_command, seed_noise, write_with_noise
 from isoflop.sweep.simulate import Simulation
 from isoflop.train.failures import status_of
 from isoflop.train.plan import TrainConfig
@@ -57,7 +56,6 @@ EXCLUSIVE = (  # pairs of flags that can't be given together
     ("ablation", "recentre"), ("ablation", "lrs"), ("ablation", "tune_lr"), ("ablation", "reuse_trunk"),
     ("ablation", "simulate"), ("ablation", "api"), ("ablation", "retry"), ("ablation", "law"),
 )  # fmt: skip
-SMALL_FLOPS = 1e11  # a smaller sweep ends on one CPU process before others would have started
 
 
 @dataclass(frozen=True)
@@ -215,21 +213,6 @@ class Job:
     known: int = 0  # runs to do in the stages planned so far
     ended: int = 0  # of them, those that have ended
 
-    @property
-    def source(self) -> str:
-        return self.planner.source
-
-    def open_results(self, repair: bool = True) -> ResultsFile:
-        """The results of --out_dir; UserError where losses of another kind are in it."""
-        results = ResultsFile(self.sc.out_dir, repair)
-        other = {r["source"] for r in results.all_rows()} - {self.source}
-        if other:
-            raise UserError(
-                f"--out_dir {self.sc.out_dir} holds rows of another kind ({sorted(other)[0]}) than this sweep's "
-                f"({self.source}); name another --out_dir"
-            )
-        return results
-
     def stages(self, results: ResultsFile, save: bool = True):
         """Lists of cells, each planned when those before it have run; UserError where no cell of a list can be run."""
         if self.sc.ablation:
@@ -241,24 +224,6 @@ class Job:
                 raise UserError(" | ".join(dict.fromkeys(f"{c}: {c.refused}" for c in cells)))
             self.cells |= {c.run_id: c for c in cells if not c.probe}
             yield cells
-
-    def count_workers(self, todo: list[Cell]) -> int:
-        """How many worker processes will share the cells; 0: this process (or torchrun's group) runs them in turn."""
-        sc, env, ranks = self.sc, self.env, int(os.environ.get("WORLD_SIZE", 1))
-        if self.asked or sc.parallel == "ddp" or env.size > 1:
-            return 0
-        if ranks > 1:  # torchrun with --parallel cells: one worker a rank
-            return ranks
-        if not todo:
-            return 0
-        count = sc.workers or workers.default_count(env.device)
-        if not sc.moves:  # else the next budgets bring more cells
-            count = min(count, len(todo))
-        if sc.parallel is None:
-            large = sum(c.cost for c in todo) >= SMALL_FLOPS or sc.moves or sc.workers
-            if env.device != "cpu" or not large or count == 1:
-                return 0
-        return count
 
     def ask(self, cell: Cell) -> dict:
         """Run one cell in this process, or ask for its loss; the dict of run_cell()."""
@@ -299,10 +264,11 @@ def sweep(job: Job, here: executors.InGroup) -> int:
     sc, env = job.sc, job.env
     if sc.reuse_trunk and job.planner.flags.get("schedule") != "wsd":
         raise UserError("--reuse_trunk needs --schedule wsd: a cosine has no stretch that budgets can share")
-    next(job.stages(job.open_results(repair=False), save=False))  # refuses before anything is written
+    untouched = ResultsFile.open(sc.out_dir, job.planner.source, repair=False)
+    next(job.stages(untouched, save=False))  # what can't be run is refused before anything is written
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder_lock(sc.out_dir, "sweep"))
-        results = job.open_results()
+        results = ResultsFile.open(sc.out_dir, job.planner.source)
         if sc.api and job.asked.flops_used() is not None:
             env.print0(f"the service has counted {job.asked.used:.4g} FLOPs")
             results.elsewhere = max(0.0, job.asked.used - results.spent())
@@ -315,7 +281,7 @@ def sweep(job: Job, here: executors.InGroup) -> int:
 
             # what is missing, and who runs it
             todo = results.missing(cells, job.planner, sc.retry)
-            count = job.count_workers(todo)
+            count = workers.count(todo, sc, env, trained=job.asked is None)
             if count and executor is here:
                 executor = workers.Pool(env.device, count)
                 stack.callback(executor.close)
@@ -360,7 +326,7 @@ def settle(job: Job, cell: Cell, answer: dict, results: ResultsFile):
     else:
         loss = f"loss {record['val_loss']:.4f}" if record["val_loss"] else "no loss"
         text = f"{cell.run_id} | {loss}"
-    results.add(cell, record, job.source)
+    results.add(cell, record, job.planner.source)
     job.env.print0(head + text)
 
 
@@ -391,9 +357,9 @@ def fit_text(sc: SweepConfig, results: ResultsFile) -> str:
     path, options = results.path, {}
     if sc.predict_flops:
         options["predict_flops"] = tuple(sc.predict_flops)
-    noise = results_.seed_noise(results.rows)
+    noise = seed_noise(results.rows)
     if noise:
-        path = results_.write_with_noise(results, noise)
+        path = write_with_noise(results, noise)
         options["loss_se_col"] = "seed_noise"
         spread, freedom = noise["all"]
         print(f"noise floor: seeds move a loss by {spread:.2%} ({freedom} degrees of freedom)")
@@ -405,12 +371,13 @@ def fit_text(sc: SweepConfig, results: ResultsFile) -> str:
 
 def show_dry_run(job: Job, here: executors.InGroup):
     """Print the cells, what they cost, and how wide the intervals of their law will be. Nothing is written."""
-    sc, env, results = job.sc, job.env, job.open_results(repair=False)
+    sc, env = job.sc, job.env
+    results = ResultsFile.open(sc.out_dir, job.planner.source, repair=False)
     stages = list(job.stages(results, save=False))
     cells = [c for stage in stages for c in stage]
     good, done = [c for c in cells if not c.refused], results.done()
     todo = [c for c in good if c.run_id not in done]
-    costs, room, count = {}, None, max(1, job.count_workers(todo))
+    costs, room, count = {}, None, max(1, workers.count(todo, sc, env, trained=job.asked is None))
     if job.asked is None:
         beside = contextlib.nullcontext()
         if count > 1 and env.device == "cpu" and not sc.mfu:

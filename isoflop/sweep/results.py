@@ -131,6 +131,21 @@ class ResultsFile:
         self.lost: dict[str, list[float]] = {}  # run_id -> FLOPs of each attempt that has left no row
         self._read_begun()
 
+    @classmethod
+    def open(cls, out_dir: str | Path, source: str, repair: bool = True) -> "ResultsFile":
+        """The results of a sweep whose losses come from `source`; UserError where those in out_dir come from another.
+
+        repair : False to leave damaged files as they are.
+        """
+        results = cls(out_dir, repair)
+        others = {r["source"] for r in results.all_rows()} - {source}
+        if others:
+            raise UserError(
+                f"--out_dir {out_dir} holds rows of another kind ({min(others)}) than this sweep's ({source}); name "
+                "another --out_dir"
+            )
+        return results
+
     def _read_begun(self):
         """What was started here and has left no row."""
         if not self.begun_path.exists():
