@@ -1,10 +1,11 @@
-"""Scaling laws from anyone's CSV of training runs, with intervals, back-tests and refusals.
+"""Scaling laws from anyone's CSV of training runs, with intervals and back-tests.
 
     python fit.py sweep_results/runs.csv
     python fit.py runs.csv --predict_flops 1e20 1e21 --target_loss 2.5 --compare
     python fit.py --law hoffmann --predict_flops 5.76e23
 
-A file needs a loss and two of N (parameters), D (tokens) and C (FLOPs).
+A file needs a loss and two of N (parameters), D (tokens) and C (FLOPs). A law
+that the runs don't determine is refused, with what would help.
 fit.json, prediction.md and pictures go to --out_dir. From Python:
 run(paths, out_dir), or the functions of isoflop.fit on arrays.
 """
@@ -36,14 +37,14 @@ from isoflop.fit.result import METHODS, Analysis, Fits, bands, law_to_json, to_a
 from isoflop.fit.surface import forecast, forecast_runs
 from isoflop.fit.table import Table, read, scores
 
-MIN_RESAMPLES = 100  # of an interval
-ENVELOPE_RESAMPLES = 1000
-MOST = 1e60  # of a number to predict
+MIN_RESAMPLES = 100  # the ends of a 95% interval of fewer are noise
+ENVELOPE_RESAMPLES = 1000  # at most
+MOST = 1e60  # largest number that can be asked for
 
 
 @dataclass(frozen=True)
 class Options:
-    """What can be asked of a fit. The fields without a flag serve those who repeat a paper."""
+    """What to fit, how, and what to predict. Fields with flag=False serve those who repeat a paper, from Python."""
 
     n_col: str | None = option(None, "column with N; usual names are found without", group="columns", metavar="NAME")
     d_col: str | None = option(None, "column with D", metavar="NAME")
@@ -136,12 +137,12 @@ def run(paths, out_dir=None, **options) -> dict:
 
 
 def columns_of(options: Options) -> dict:
-    """Names of columns that were given for N, D, C and the loss, None where not."""
+    """The columns named by --n_col, --d_col, --c_col and --loss_col; None where none is."""
     return {"n": options.n_col, "d": options.d_col, "c": options.c_col, "loss": options.loss_col}
 
 
 def read_targets(options: Options) -> Table | None:
-    """The runs of --predict_runs, None without."""
+    """The runs of --predict_runs; None without it."""
     if options.predict_runs is None:
         return None
     return read([options.predict_runs], columns_of(options), need_loss=False)
@@ -149,7 +150,8 @@ def read_targets(options: Options) -> Table | None:
 
 def analyse(table: Table, options: Options, targets: Table | None = None) -> Analysis:
     """
-    All methods on a table of runs: fits, back-tests and predictions.
+    All methods on a table of runs: fits, back-tests and predictions. A method that is refused has no numbers and says
+    why in the result's refusals.
 
     Parameters
     ----------
@@ -164,7 +166,7 @@ def analyse(table: Table, options: Options, targets: Table | None = None) -> Ana
     tests = [row for row in backtest(table, *settings, fits.parametric) if row["method"] not in fits.refused]
     skill = skill_of(tests, fits.parametric, fits.isoflop, table)
 
-    least_loss = {fits.least_losses_of: fits.compute_law}  # the other method predicts no loss
+    least_loss = {fits.least_losses_of: fits.compute_law}  # L(C) is fitted to one method's minima: it alone has a loss
     predictors = [
         parametric_predictor(fits.parametric, fits.cost),
         line_predictor("isoflop", fits.isoflop, least_loss.get("isoflop")),
@@ -240,7 +242,7 @@ def fit_methods(table: Table, options: Options) -> Fits:
 
 
 def fit_compute_law(isoflop, envelope):
-    """Least loss against C: (method whose least losses they are, fit with E, fit without)."""
+    """Power laws of the least loss against C: (method that the losses are of, the fit with E, the fit without)."""
     ok = [budget for budget in isoflop.budgets if budget.status == "ok"]
     if len(ok) >= 3 or envelope.a is None:
         method, draws = "isoflop", isoflop.draws.get("loss")

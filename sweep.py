@@ -1,12 +1,15 @@
-"""Train an isoFLOP grid into one CSV, fit it, draw it. To resume a killed sweep, give the same command again.
+"""Train an isoFLOP grid into one CSV, fit it, draw it.
 
-    python sweep.py                                                   # embedded text, 3 budgets x 7 sizes, on a CPU
-    python sweep.py --flop_budgets 1e14 3e14 1e15 --n_embds 64 96 128 --n_layers 2 3 4 --data_dir data/fineweb_gpt2
-    python sweep.py --simulate hoffmann --flop_budgets 1e18 3e18 1e19 3e19       # no training: losses from a law
-    torchrun --nproc_per_node=4 sweep.py --flop_budgets 1e14 3e14 1e15           # every cell on all four, in turn
-    torchrun --nproc_per_node=4 sweep.py --parallel cells --flop_budgets 1e14 3e14 1e15          # four cells at once
+    python sweep.py               # embedded text, 3 budgets x 7 sizes, on a CPU
+    python sweep.py --data_dir data/mine --flop_budgets 1e13 3e13 1e14 --dry_run
+    python sweep.py --flop_budgets 1e13 3e13 --n_embds 48 64 96 --n_layers 1 2 2
+    python sweep.py --simulate hoffmann --flop_budgets 1e18 3e18   # no training
+    torchrun --nproc_per_node=4 sweep.py --parallel cells   # four cells at once
+    torchrun --nproc_per_node=4 sweep.py     # each cell on all four, in turn
 
-One row per finished run in OUT_DIR/runs.csv; a run whose run_id is there is not run again. Any flag of train.py is
+A cell is one run of the grid: a model size at a budget. Each finished run is a
+row of OUT_DIR/runs.csv. To resume a killed sweep, give the same command again:
+no run is done twice. Flags of train.py (model, run, data, optimizer, ...) are
 passed on to every cell. isoflop/sweep/grid.py says which cells there are.
 """
 
@@ -44,9 +47,10 @@ from isoflop.train.record import RunRecord
 from train import Interrupted, train
 
 DEFAULT_BUDGETS = (5e10, 1.5e11, 4.5e11)
+# flags of train.py that are not flags here: the grid sets them
 SWEPT = {"n_embd", "n_layer", "n_head", "flop_budget", "max_iters", "tokens_per_param", "overwrite"}
-PARALLEL = {"cells": "cells", "ddp": "ddp", "runs": "cells", "data": "ddp"}  # the last two: names of one version ago
-EXCLUSIVE = (
+PARALLEL = {"cells": "cells", "ddp": "ddp", "runs": "cells", "data": "ddp"}  # the last two: names in an older version
+EXCLUSIVE = (  # pairs of flags that can't be given together
     ("depths", "n_embds"), ("lrs", "tune_lr"), ("simulate", "api"), ("reuse_trunk", "recentre"),
     ("reuse_trunk", "lrs"), ("reuse_trunk", "tune_lr"), ("api", "seeds"), ("api", "reuse_trunk"),
     ("ablation", "recentre"), ("ablation", "lrs"), ("ablation", "tune_lr"), ("ablation", "reuse_trunk"),
@@ -64,8 +68,8 @@ class SweepConfig:
     n_embds: tuple[int, ...] | None = option(None, "widths (default: --sizes around a guess)", min=1, max=2**20)
     n_layers: tuple[int, ...] | None = option(None, "depths, paired (default: by width)", min=1, max=2**12)
     n_heads: tuple[int, ...] | None = option(None, "heads, paired (default: as in train.py)", min=1, max=2**12)
-    depths: tuple[int, ...] | None = option(None, "instead: N layers, width 64 N", min=1, max=2**10)
-    sizes: int = option(7, "sizes per budget, where none are given", min=1, max=len(SIZE_LADDER))
+    depths: tuple[int, ...] | None = option(None, "instead of --n_embds: N layers, width 64 N each", min=1, max=2**10)
+    sizes: int = option(7, "sizes per budget, if none are given", min=1, max=len(SIZE_LADDER))
     recentre: bool | None = option(None, "centre sizes on the fit of lower budgets")
     ablation: str | None = option(
         None, "repeat the grid, once per common mistake", choices=("porian",), aliases=("study",)
@@ -75,7 +79,7 @@ class SweepConfig:
     seeds: tuple[int, ...] | None = option(
         None, "seeds of each cell; their spread weighs the fit", group="seeds and learning rates", min=0, below=2**63
     )
-    seeds_on: str = option("all", "cells that get all seeds", choices=("all", "middle"))
+    seeds_on: str = option("all", "which sizes get all seeds", choices=("all", "middle"))
     lrs: tuple[float, ...] | None = option(None, "try these rates at the end sizes of a budget", above=0, max=1e6)
     tune_lr: bool = option(False, "like --lrs, at 0.5x to 2x the default rate")
 
@@ -83,11 +87,11 @@ class SweepConfig:
     max_hours: float | None = option(None, "cap on all hours of its runs", above=0)
 
     parallel: str | None = option(
-        None, "cells: one per process; ddp: each on all", group="execution", metavar="NAME"
+        None, "cells: a cell per process; ddp: each cell on all", group="execution", metavar="NAME"
     )  # no choices: PARALLEL has old names, too
     workers: int | None = option(None, "processes of cells (default: one per core or GPU)", min=1, max=2**12)
     reuse_trunk: bool = option(False, "--schedule wsd: budgets of one size share a trunk")
-    retry: bool = option(False, "run just the cells without result, by today's flags")
+    retry: bool = option(False, "run only cells that have no result, by these flags")
 
     simulate: str | None = option(
         None, "law to draw from: a name, or E=1.7,A=..,B=..,..", group="losses without training"
@@ -149,7 +153,11 @@ def run_cell(mc: ModelConfig, tc: TrainConfig, start, keep, env: DistributedEnv,
 
     Returns
     -------
-    {"record": ...} of a run, or {"status", "error"} of one that has none. OSError goes up: it concerns all cells.
+    {"record": the fields of its RunRecord}, or {"status": ..., "error": ...} where there is no record.
+
+    Raises
+    ------
+    OSError : a full disk, a lost process: it concerns all cells.
     """
     answer = attempt(mc, tc, start, keep, env, stop)
     gc.collect()  # before the next cell
@@ -199,11 +207,11 @@ class Job:
     env: DistributedEnv
     stop: Callable[[], bool]
     planner: Planner
-    other: Planner | None = None  # plans with --other_vocab
-    asked: Simulation | api.Service | None = None  # where losses come from; None: they are trained
+    other: Planner | None = None  # the planner of --other_vocab's text
+    asked: Simulation | api.Service | None = None  # what is asked for losses; None: runs are trained
     cells: dict[str, Cell] = field(default_factory=dict)  # every cell planned so far, by run_id
-    known: int = 0  # runs that are to be done
-    ended: int = 0
+    known: int = 0  # runs to do in the stages planned so far
+    ended: int = 0  # of them, those that have ended
 
     def stages(self, results: ResultsFile, save: bool = True):
         """Lists of cells, each planned when those before it have run; UserError where no cell of a list can be run."""
@@ -218,7 +226,7 @@ class Job:
             yield cells
 
     def ask(self, cell: Cell) -> dict:
-        """The answer to one cell, in this process."""
+        """Run one cell in this process, or ask for its loss; the dict of run_cell()."""
         if self.asked is None:
             return run_cell(cell.mc, cell.tc, cell.start, cell.keep, self.env, self.stop)
         try:

@@ -6,7 +6,7 @@
 
 The budget is C = 6 N D: N counts every weight that multiplies an activation
 (the head, but not the embedding), D the training tokens. The record, run.json,
-is one CSV row.
+is what a sweep writes as one row of its runs.csv.
 """
 
 import contextlib
@@ -40,12 +40,12 @@ from isoflop.train.record import RunRecord, make_record, run_id, trajectory
 from isoflop.train.validation import evaluate, validation_rows
 from model import GPT, generate, load_model, save_model
 
-POLL = 8  # steps between two rounds in which several processes agree whether to stop
+POLL = 8  # with several processes: they agree every so many steps whether to stop
 INTERRUPTED = 75  # exit status of a run that a signal ended and that can be resumed: EX_TEMPFAIL of sysexits.h
 
 
 class Interrupted(Exception):
-    """A signal ended the run after a whole step; `saved` is its checkpoint, None where that could not be written."""
+    """stop() ended the run after a whole step; `saved` is its checkpoint, None where that could not be written."""
 
     def __init__(self, step: int, saved: Path | None):
         super().__init__(f"interrupted after step {step}")
@@ -57,7 +57,7 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Setup:
-    """A run that is checked and planned, and of which nothing is built or written yet."""
+    """A run that was checked and planned; nothing is built or written yet."""
 
     mc: ModelConfig
     tc: TrainConfig
@@ -72,8 +72,8 @@ class Setup:
     run_id: str
     trajectory: dict  # see record.trajectory()
     out_dir: Path
-    finished: RunRecord | None  # with --resume: the record, where the run was finished before
-    restored: checkpoint.Checkpoint | None  # to resume from
+    finished: RunRecord | None  # with --resume: the record of a run that had finished before
+    restored: checkpoint.Checkpoint | None  # where the run resumes from
     say: Callable  # prints a line on rank 0, or does nothing
 
     @property
@@ -90,19 +90,22 @@ class Setup:
 
     @property
     def tail(self) -> int:
-        """Steps at the end that train_loss is the mean of."""
+        """How many of the last steps train_loss is the mean of: a tenth."""
         return max(1, self.plan.steps // 10)
 
 
 def set_up(mc: ModelConfig, tc: TrainConfig, env: DistributedEnv, quiet: bool = False, start=None) -> Setup:
-    """Check and plan a run: every refusal is made here, as a UserError, and nothing is written."""
+    """Check and plan a run. Whatever is wrong with it is a UserError here, before anything is written.
+
+    start : as in train().
+    """
     tokens = reader.open_data(tc.data_dir)
     mc = dataclasses.replace(mc, vocab_size=tokens.meta["vocab_size"])
     plan = resolve(mc, tc, env.size, len(tokens.train))
     loader = Loader(tokens.train, mc.block_size, tc.seed, tc.pack, tokens.meta["eot_token"])
     val_rows = validation_rows(tokens, mc.block_size, tc.val_tokens)
     dtype = devices.compute_dtype(tc.dtype, env.device)
-    lengths = reader.token_bytes(tokens.folder)  # None for foreign tokens whose tokenizer is unknown
+    lengths = reader.token_bytes(tokens.folder)  # None where the tokenizer is unknown (nanoGPT's or llm.c's files)
     id_ = run_id(mc, tc, plan, dtype, tokens)
     decides = trajectory(mc, tc, plan, dtype, tokens)
     out_dir = Path(tc.out_dir or f"out/{id_}")
@@ -156,10 +159,12 @@ def train(
 ) -> RunRecord:
     """Build, train, evaluate, save; the same for the command line, a sweep's cell and a test.
 
-    Every rank calls it, and gets the same record; rank 0 alone prints and writes.
+    Every rank calls it, and gets the same record; rank 0 alone prints and writes. A run that diverges, or that lacks
+    memory, has that as the record's status.
 
     Parameters
     ----------
+    quiet : print nothing.
     start : a checkpoint to begin from, of any run whose weights were the same up to there: same model, data, seed,
         batch and optimizer, and the same learning rate at each of its steps.
     keep : {step: folder}, checkpoints to save after those steps.

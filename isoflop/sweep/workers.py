@@ -149,7 +149,7 @@ def count(todo: list[Cell], sc, env: DistributedEnv, trained: bool) -> int:
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     if not trained or sc.parallel == "ddp" or env.size > 1:
         return 0
-    if ranks > 1:  # each watches a worker of its own, and waits for cells
+    if ranks > 1:  # torchrun with --parallel cells: one worker a rank
         return ranks
     if not todo:
         return 0

@@ -41,36 +41,36 @@ class TrainConfig(RunConfig):
 
     data_dir: str = option("data/fineweb_gpt2", "folder that data.py made", group="data", metavar="PATH")
     pack: str = option("windows", "rows: windows, random or bos", choices=("windows", "random", "bos"))
-    val_tokens: int = option(2**17, "tokens of the validation loss", min=1, max=2**40)
+    val_tokens: int = option(2**17, "tokens in the validation loss", min=1, max=2**40)
 
     hparams: str = option(
         "default", "rule for learning rate and batch", choices=tuple(hparams.RULES), group="optimizer"
     )
-    batch_size: int | None = option(None, "sequences per process and step", min=1, max=2**30)
+    batch_size: int | None = option(None, "sequences per process and step (default: by rule)", min=1, max=2**30)
     total_batch_size: int | None = option(None, "tokens per step over all processes", min=1, max=2**40)
-    micro_batch_size: int | None = option(None, "sequences per forward pass, if fewer", min=1, max=2**30)
+    micro_batch_size: int | None = option(None, "sequences per forward pass, if fewer than a step's", min=1, max=2**30)
     optimizer: str = option("adamw", "adamw or muon", choices=("adamw", "muon"))
     muon_adjust: str = option("match_rms_adamw", "scale of Muon's update", choices=("match_rms_adamw", "original"))
     lr: float | None = option(None, "peak learning rate (default: by --hparams)", above=0)
     lr_scale: float = option(1.0, "factor on the learning rate of --hparams", above=0)
     schedule: str = option("cosine", "cosine, linear, wsd or constant", choices=("cosine", "linear", "wsd", "constant"))
-    schedule_steps: int | None = option(None, "steps of the schedule, if the run ends early", min=1, max=MOST_STEPS)
+    schedule_steps: int | None = option(None, "length of the schedule, if the run ends in it", min=1, max=MOST_STEPS)
     warmup_frac: float | None = option(None, "warm-up, share of steps (default: by --hparams)", min=0, below=1)
     warmup_steps: int | None = option(None, "warm-up in steps", min=0, max=MOST_STEPS)
     cooldown: str = option("linear", "shape of wsd's end: linear, 1-sqrt", choices=("linear", "1-sqrt"))
     cooldown_frac: float = option(0.2, "cooldown of wsd, share of steps", min=0, below=1)
     final_lr_frac: float = option(0.1, "final learning rate over the peak", min=0, below=1)
-    weight_decay: float | None = option(None, "of the matrices (default: by --hparams)", min=0, below=2**63)
-    beta2: float | None = option(None, "of AdamW (default: by --hparams)", min=0, below=1)
-    grad_clip: float = option(1.0, "largest gradient norm", above=0)
+    weight_decay: float | None = option(None, "decay of the matrices (default: by --hparams)", min=0, below=2**63)
+    beta2: float | None = option(None, "AdamW's beta2 (default: by --hparams)", min=0, below=1)
+    grad_clip: float = option(1.0, "clip the gradient's norm to this", above=0)
     z_loss: float = option(0.0, "weight of log(Z)^2 in the loss", min=0, below=2**63)
     ema: float = option(0.0, "decay of a mean of the weights; 0: off", min=0, below=1)
     zero1: bool = option(False, "shard the optimizer's state (ZeRO-1)")
 
     ckpt_every: int | None = option(
-        None, "steps between checkpoints; the last two stay", group="checkpoint", min=1, max=MOST_STEPS
+        None, "steps between checkpoints; the last two are kept", group="checkpoint", min=1, max=MOST_STEPS
     )
-    resume: str | None = option(None, "from a checkpoint, or the newest of --out_dir", const="auto", metavar="PATH")
+    resume: str | None = option(None, "resume from PATH, or the newest in --out_dir", const="auto", metavar="PATH")
 
     log_every: int | None = option(
         None, "steps between log lines (default: 20 lines)", group="logging", min=1, max=MOST_STEPS
