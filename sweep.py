@@ -225,6 +225,12 @@ class Job:
             self.cells |= {c.run_id: c for c in cells if not c.probe}
             yield cells
 
+    @property
+    def texts(self) -> list:
+        """The token data of this sweep: one, and with --other_vocab another."""
+        planners = [self.planner] if self.other is None else [self.planner, self.other]
+        return [planner.tokens for planner in planners]
+
     def ask(self, cell: Cell) -> dict:
         """Run one cell in this process, or ask for its loss; the dict of run_cell()."""
         if self.asked is None:
@@ -264,11 +270,11 @@ def sweep(job: Job, here: executors.InGroup) -> int:
     sc, env = job.sc, job.env
     if sc.reuse_trunk and job.planner.flags.get("schedule") != "wsd":
         raise UserError("--reuse_trunk needs --schedule wsd: a cosine has no stretch that budgets can share")
-    untouched = ResultsFile.open(sc.out_dir, job.planner.source, repair=False)
+    untouched = ResultsFile.open(sc.out_dir, job.planner.source, job.texts, repair=False)
     next(job.stages(untouched, save=False))  # what can't be run is refused before anything is written
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder_lock(sc.out_dir, "sweep"))
-        results = ResultsFile.open(sc.out_dir, job.planner.source)
+        results = ResultsFile.open(sc.out_dir, job.planner.source, job.texts)
         if sc.api and job.asked.flops_used() is not None:
             env.print0(f"the service has counted {job.asked.used:.4g} FLOPs")
             results.elsewhere = max(0.0, job.asked.used - results.spent())
@@ -372,7 +378,7 @@ def fit_text(sc: SweepConfig, results: ResultsFile) -> str:
 def show_dry_run(job: Job, here: executors.InGroup):
     """Print the cells, what they cost, and how wide the intervals of their law will be. Nothing is written."""
     sc, env = job.sc, job.env
-    results = ResultsFile.open(sc.out_dir, job.planner.source, repair=False)
+    results = ResultsFile.open(sc.out_dir, job.planner.source, job.texts, repair=False)
     stages = list(job.stages(results, save=False))
     cells = [c for stage in stages for c in stage]
     good, done = [c for c in cells if not c.refused], results.done()
