@@ -23,6 +23,7 @@ NESTED = {
     "coupled, alpha = beta": {"equal_exponents": True},
     "hoffmann, alpha = beta": {"name": "hoffmann", "equal_exponents": True},
 }
+MOST_SPLITS = 5  # back-tests, the last ones
 STEPS = 4  # back-tests predict this many budgets ahead
 MIN_BUDGETS = 3  # fitted in the shortest back-test
 
@@ -88,8 +89,8 @@ def compare_families(n, d, loss, c=None, prior=True, names=tuple(NESTED)):
             continue
         errors = _backtest(fit, (n, d, loss, c), splits, prior, family)
         rms = float(np.sqrt(np.mean(np.square(errors)))) if errors else None
-        left_out = _leave_one_out(fit, n, d)
-        rows.append(FamilyEvidence(name, fit.law, family.free, -fit.log_evidence, left_out, rms, len(errors)))
+        short = -fit.log_evidence
+        rows.append(FamilyEvidence(name, fit.law, family.free, short, _leave_one_out(fit), rms, len(errors)))
     if not rows:
         return ()
     best = min(row.behind for row in rows)
@@ -97,22 +98,20 @@ def compare_families(n, d, loss, c=None, prior=True, names=tuple(NESTED)):
     return tuple(replace(row, behind=row.behind - best) for row in ranked)
 
 
-def _leave_one_out(fit, n, d):
+def _leave_one_out(fit):
     """Weighted mean absolute residual of runs predicted without themselves: r / (1 - leverage)."""
-    j = families.jacobian(fit.theta, families.Runs(n, d, fit.mu))
-    leverage = fit.weights * ((j @ fit.covariance) * j).sum(1) / fit.sigma**2
-    without = np.abs(fit.residuals) / np.maximum(1.0 - leverage, 0.05)
+    without = np.abs(fit.residuals) / np.maximum(1.0 - fit.leverage, 0.05)
     return float(np.average(without, weights=fit.weights))
 
 
 def _splits(c):
-    """(runs fitted, [runs of each of the next budgets]) for every budget above the lowest three; by rising C."""
+    """(runs fitted, [runs of each of the next budgets]) for the last budgets, never the lowest three; by rising C."""
     groups = group_budgets(c)
     if len(groups) <= MIN_BUDGETS or sum(map(len, groups)) <= len(c) / 2:  # no grid: bins of equal count
         count = min(8, len(c) // 5)
         groups = np.array_split(np.argsort(c, kind="stable"), count) if count > MIN_BUDGETS else []
     splits = []
-    for i in range(MIN_BUDGETS, len(groups)):
+    for i in range(max(MIN_BUDGETS, len(groups) - MOST_SPLITS), len(groups)):
         fitted = np.sort(np.concatenate(groups[:i]))
         splits.append((fitted, groups[i : i + STEPS]))
     return splits

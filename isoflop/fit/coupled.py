@@ -29,15 +29,16 @@ from isoflop.laws import SIX_ND, Law
 
 METHOD = "coupled"
 DRAWS = 1000
-DRAW_ELEMENTS = 120_000  # rows x draws that take a quarter of a second; fewer draws (never under 300) above it
+DRAW_ELEMENTS = 100_000  # rows x draws that take a quarter of a second; fewer draws (never under 300) above it
 TRIES = 8  # of all starts, the most promising that are minimised
+PATIENCE = 40  # Newton steps of each of them; the best is then polished
 RISE = 0.05  # a run this far above the frontier, in ln L, weighs half
 COMPUTE_POWER = 0.5  # a run's weight grows with this power of its compute
 NOISE = 0.004  # typical sd of ln L about the law: 0.001 to 0.009 on the public sets below, median 0.004
 NOISE_ROWS = 6.0  # runs that NOISE counts for when a sweep's own scatter is estimated
 FEW_ROWS = 20  # below it draws perturb the losses instead of resampling the runs
 DRAW_TOL = 1e-4  # relative gradient at which a draw is done: its error is a hundredth of its spread
-PRIOR_SHARE = 0.8  # a parameter whose posterior sd is above this share of its prior's is marked as the prior's
+PRIOR_SHARE = 0.6  # a parameter whose posterior sd is above this share of its prior's is marked as the prior's
 
 LETTERS = ("A", "B", "alpha", "beta", "E", "p")  # what the six centred parameters determine
 
@@ -88,13 +89,14 @@ class CoupledFit:
     evidence : dict of str to float
         Nats by which each family that was tried falls short of the best (0 for the best).
     from_prior : dict of str to float
-        Posterior over prior standard deviation of each letter (in the centred parameters); 1: the runs say nothing.
+        Posterior over prior standard deviation of each letter (in the centred parameters, of the coupled law where that
+        was tried); 1: the runs say nothing.
     prior_marks : tuple of str
         Letters that mostly the prior determines: from_prior above PRIOR_SHARE.
     sigma : float
         Robust standard deviation of weighted ln L about the law, towards NOISE where runs are few.
-    residuals, weights : (R,) arrays
-        ln L - ln law, and the weight of each run (the largest 1).
+    residuals, weights, leverage : (R,) arrays
+        ln L - ln law, the weight of each run (the largest 1), and by how much its own loss moves its fitted one.
     theta, mu, covariance
         Centred parameters (see families.py), the centre (ln N, ln D), and their posterior covariance.
     """
@@ -108,6 +110,7 @@ class CoupledFit:
     sigma: float | None = None
     residuals: np.ndarray | None = None
     weights: np.ndarray | None = None
+    leverage: np.ndarray | None = None
     theta: np.ndarray | None = None
     mu: np.ndarray | None = None
     covariance: np.ndarray | None = None
@@ -155,7 +158,7 @@ def frontier_rise(c, loss, bins=2000):
     if len(x) > bins:
         place = np.minimum((bins * (x - x.min()) / max(np.ptp(x), 1e-9)).astype(int), bins - 1)
         by = np.lexsort((y, place))
-        candidates = by[np.r_[True, np.diff(place[by]) > 0]]
+        candidates = np.r_[by[np.r_[True, np.diff(place[by]) > 0]], np.argmin(x)]  # the hull starts at the least C
         candidates = candidates[np.argsort(x[candidates], kind="stable")]
     hull = []
     for i in candidates:
@@ -327,7 +330,7 @@ def fit_coupled(n, d, loss, c=None, weights=None, family="auto", prior=True, res
     draws, made = None, {}
     if resamples:
         draws, made = _draws(problem, found, evidence, noise, resamples, np.random.default_rng(seed))
-    from_prior = _from_prior(best, prior) if prior else {}
+    from_prior = _from_prior(found.get("coupled", best), prior) if prior else {}
     marks = tuple(k for k, share in from_prior.items() if share > PRIOR_SHARE)
     return CoupledFit(
         families.law_of(best.theta[None], problem.runs.mu, scalar=True),
@@ -339,6 +342,7 @@ def fit_coupled(n, d, loss, c=None, weights=None, family="auto", prior=True, res
         noise,
         residuals=problem.z - families.terms(best.theta[None], problem.runs)[0][0],
         weights=row_weights,
+        leverage=best.leverage,
         theta=best.theta,
         mu=problem.runs.mu,
         covariance=best.covariance,
@@ -364,6 +368,7 @@ class _FamilyFit:
     starts: int
     agree: int
     covariance: np.ndarray  # of theta
+    leverage: np.ndarray
     evidence: float
 
 
@@ -413,19 +418,38 @@ def _optimum(problem, family, starts, noise):
     if len(starts) > TRIES:
         at_start = problem.minimise(family, starts, noise, max_iter=0)[1]
         starts = starts[np.argsort(at_start)[:TRIES]]
-    theta, f, gradient = problem.minimise(family, starts, noise)
+    theta, f, gradient = problem.minimise(family, starts, noise, max_iter=PATIENCE)
     best = int(np.nanargmin(f))
+    if gradient[best] > 0.1 * GRADIENT_TOL:
+        polished = problem.minimise(family, family.phi(theta[best : best + 1]), noise)
+        theta[best], f[best], gradient[best] = polished[0][0], polished[1][0], polished[2][0]
     residual = np.sqrt(problem.weights) * (problem.z - families.terms(theta[best : best + 1], problem.runs)[0][0])
     rows = len(residual)
     evidence = -rows * np.log(max(np.abs(residual).mean(), 1e-9)) - 0.5 * family.free * np.log(rows)
-    j = families.jacobian(theta[best], problem.runs) @ family.map
-    information = (j * problem.weights[:, None]).T @ j / noise**2
-    information += (family.map.T * problem.precision_of(family)) @ family.map
-    covariance = family.map @ np.linalg.pinv(information, hermitian=True) @ family.map.T
+    covariance, leverage = _covariance(problem, family, theta[best], noise)
     agree = int((f <= f[best] * (1 + 1e-6) + 1e-15).sum())
-    return _FamilyFit(
-        family, theta[best], float(f[best]), float(gradient[best]), len(starts), agree, covariance, float(evidence)
-    )
+    numbers = (float(f[best]), float(gradient[best]), len(starts), agree, covariance, leverage, float(evidence))
+    return _FamilyFit(family, theta[best], *numbers)
+
+
+def _covariance(problem, family, theta, noise):
+    """
+    Covariance of theta (6, 6) and the leverage of every run (R,).
+
+    It is the sandwich H^-1 (S + P) H^-1, with P the prior's precision and S the variance of the score.
+
+    Runs have one standard deviation there, that of the runs near the frontier, and not noise / sqrt(w): weights guard
+    against a wrong law, they are no statement of noise.
+    """
+    j = families.jacobian(theta, problem.runs) @ family.map
+    w = problem.weights[:, None]
+    precision = (family.map.T * problem.precision_of(family)) @ family.map
+    hess = np.linalg.pinv((j * w).T @ j / noise**2 + precision, hermitian=True)
+    residual = problem.z - families.terms(theta[None], problem.runs)[0][0]
+    sd = max(noise, 1.2533 * float(np.average(np.abs(residual), weights=problem.weights)))
+    score = (j * w**2).T @ j * sd**2 / noise**4
+    leverage = problem.weights * ((j @ hess) * j).sum(1) / noise**2
+    return family.map @ hess @ (score + precision) @ hess @ family.map.T, leverage
 
 
 def _scatter(problem, fit):
