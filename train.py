@@ -316,7 +316,7 @@ def save(run: Setup, progress: Progress, model, optimizer, folder: Path) -> Path
     state = progress.state(run)
     problem = checkpoint.save_checkpoint(folder, model, optimizer, state, run.env, save_model)
     if problem:
-        run.say(f"warning: no checkpoint after step {progress.step} ({problem}); the run continues")
+        run.say(f"warning: {folder} could not be written ({problem}); the run continues: make room for the next")
         return None
     return folder
 

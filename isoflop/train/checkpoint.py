@@ -194,7 +194,7 @@ def _write_share(part: Path, model, optimizer, env: DistributedEnv, save_model) 
         if env.rank == 0:
             save_model(model, part)
     except (OSError, SafetensorError) as error:
-        return str(error)
+        return _reason(error)
     return None
 
 
@@ -209,8 +209,14 @@ def _publish(part: Path, folder: Path, state: dict) -> str | None:
         os.replace(part, folder)
         fsync(folder.parent)
     except OSError as error:
-        return str(error)
+        return _reason(error)
     return None
+
+
+def _reason(error) -> str:
+    """Why a file could not be written; safetensors has the system's words within its own."""
+    text = getattr(error, "strerror", None) or str(error)
+    return text.removeprefix("Error while serializing: ").removeprefix("I/O error: ")
 
 
 def remove_old(folder: Path, kept: int = KEPT):
@@ -280,6 +286,5 @@ def save_run(out_dir: Path, model, record, curve: list[dict], save_model) -> str
         save_model(model, out_dir)
     except (OSError, SafetensorError) as error:
         (out_dir / WEIGHTS).unlink(missing_ok=True)  # where only config.json found no room
-        reason = getattr(error, "strerror", None) or error
-        return f"{out_dir / WEIGHTS} could not be written ({reason}); make room and run the same command again"
+        return f"{out_dir / WEIGHTS} could not be written ({_reason(error)}); make room and run the same command again"
     return None
