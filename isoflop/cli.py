@@ -23,6 +23,7 @@ import argparse
 import os
 import re
 import sys
+import time
 
 from isoflop.options import (
     UserError,
@@ -41,6 +42,7 @@ from isoflop.options import (
 __all__ = ["Parser", "UserError", "check", "explain", "integer", "option", "real", "run_main"]
 
 NEGATIVE = re.compile(r"-(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?$|-(inf|nan)$", re.I)  # -1e12 is a value, not a flag
+RANK0_SPEAKS_S = 30  # seconds for rank 0 to start and say what is wrong
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -197,9 +199,11 @@ class Parser(argparse.ArgumentParser):
         self.stop(2, f"{self.prog}: error: {' '.join(explain(problem).split())}\n")
 
     def stop(self, status: int, message: str):
-        """Exit; of several processes only rank 0 speaks."""
+        """Exit; of several processes only rank 0 speaks. The others wait for it: torchrun ends all with the first."""
         if os.environ.get("RANK", "0") != "0":
             message = None
+            if "TORCHELASTIC_RUN_ID" in os.environ:
+                time.sleep(RANK0_SPEAKS_S)
         self.exit(status, message)
 
 
