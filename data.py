@@ -183,10 +183,10 @@ def run(parser: Parser, args) -> int:
     cfg = parser.read(DataConfig, args)
     rank, size = workers()
     try:
-        if args.info and rank == 0:
-            describe(open_data(args.info), args.planned_tokens)
         if args.verify and rank == 0:
             check(open_data(args.verify))
+        if args.info and rank == 0:
+            describe(open_data(args.info), args.planned_tokens)
         if args.info or args.verify:
             return 0
         if size > 1:

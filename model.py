@@ -28,7 +28,6 @@ prints weights by component and FLOPs per token in each convention.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -44,7 +43,7 @@ from safetensors.torch import load_file, save_file
 
 from isoflop.cli import Parser, run_main
 from isoflop.config import ModelConfig
-from isoflop.files import atomic, fsync, write_json
+from isoflop.files import atomic, fsync, read_json, regular, write_json
 from isoflop.flops import describe
 from isoflop.kernels.attention import self_attention
 from isoflop.kernels.cross_entropy import head_loss
@@ -290,6 +289,8 @@ def draw(
 
 def pick(logits, temperature: float, top_k: int | None, top_p: float | None, generator):
     """One token for each row of logits float32 (B, V): int64 (B,)."""
+    if not torch.isfinite(logits.amax(-1)).all():
+        raise UserError("the model's logits are not finite: its training has diverged; use an earlier checkpoint")
     if temperature == 0:
         return logits.argmax(-1)
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature
@@ -343,10 +344,7 @@ def load_model(folder: Path | str) -> GPT:
     """
     folder = Path(folder)
     try:
-        size = (folder / "config.json").stat().st_size
-        if size > CONFIG_BYTES:
-            raise ValueError(f"config.json has {size:,} bytes")
-        cfg = ModelConfig(**json.loads((folder / "config.json").read_text()))
+        cfg = ModelConfig(**read_json(folder / "config.json", CONFIG_BYTES))
         check_shapes(cfg, folder / "model.safetensors")
         model = GPT(cfg)
         state = load_file(folder / "model.safetensors")
@@ -362,7 +360,7 @@ def load_model(folder: Path | str) -> GPT:
 def check_shapes(cfg: ModelConfig, path: Path):
     """ValueError unless a safetensors file holds exactly the weights of this configuration; reads its header only."""
     found = {}
-    with safe_open(path, "pt") as f:
+    with safe_open(regular(path), "pt") as f:
         for name in f.keys():
             weight = f.get_slice(name)
             found[name] = tuple(weight.get_shape()), weight.get_dtype()

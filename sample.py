@@ -19,11 +19,11 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from isoflop.cli import Parser, UserError, check, option, run_main
+from isoflop.files import regular
 from isoflop.train import run_dir
 from model import draw, generate, load_model
 
@@ -174,8 +174,8 @@ def bench(model, config: SampleConfig) -> str:
 def read_prompts(path: str) -> list[str]:
     """One prompt a line; of a .jsonl file a JSON string, or an object with a "prompt"."""
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = sys.stdin.read() if path == "-" else regular(path, 2**30).read_text("utf-8")
+    except (OSError, ValueError) as error:
         raise UserError(f"--prompts {path} can't be read ({error}); name a text file, or - for stdin") from None
     lines = [line for line in text.split("\n") if line]
     if not lines:

@@ -221,7 +221,8 @@ class Job:
             stages = grid.stages(self.sc, self.planner, results, save)
         for cells in stages:
             if cells and all(c.refused for c in cells):
-                raise UserError(" | ".join(dict.fromkeys(f"{c}: {c.refused}" for c in cells)))
+                others = f" (and {len(cells) - 1} more cells)" if len(cells) > 1 else ""
+                raise UserError(f"{cells[0]}: {cells[0].refused}{others}")
             self.cells |= {c.run_id: c for c in cells if not c.probe}
             yield cells
 

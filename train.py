@@ -337,8 +337,11 @@ def excerpt(model, folder, autocast, count: int = 64, seed: int = 0) -> str:
     device, usable = next(model.parameters()).device, tokenizer.n_vocab
     idx = torch.full((1, 1), tokenizer.eot_token, dtype=torch.int64, device=device)
     generator = torch.Generator().manual_seed(seed)
-    with autocast:
-        out = generate(model, idx, count, generator=generator, cache=False, usable=usable)
+    try:
+        with autocast:
+            out = generate(model, idx, count, generator=generator, cache=False, usable=usable)
+    except ValueError as error:  # logits that are not finite
+        return f"sample | none: {error}"
     return "sample | " + repr(tokenizer.decode(out[0, 1:].tolist()))
 
 

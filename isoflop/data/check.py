@@ -153,6 +153,9 @@ def check(opened: TokenData) -> None:
             if sha256(path) != shard["sha256"]:
                 raise UserError(f"{path} has changed: its sha256 differs from meta.json's")
     tokenizer = load_tokenizer(folder)
+    for name, value in {"vocab_size": tokenizer.n_vocab, "eot_token": tokenizer.eot_token}.items():
+        if meta[name] != value:
+            raise UserError(f"{folder}: {name} is {meta[name]:,} in meta.json, and {value:,} in tokenizer.json")
     hashes = None  # of the texts that were read -> how many documents with this hash are still to be found
     if (folder / "documents.bin").exists() and meta.get("lossless", True):
         hashes = Counter(np.fromfile(folder / "documents.bin", "<u8").tolist())

@@ -19,7 +19,7 @@ import numpy as np
 
 from isoflop.data import tokenizer
 from isoflop.data.downloads import gpt2_tokens
-from isoflop.files import read_json, sha256
+from isoflop.files import check_fields, read_json, regular, sha256
 from isoflop.options import UserError
 
 FORMAT, VERSION, HEADER_BYTES = "isoflop-tokens", 1, 256
@@ -30,6 +30,7 @@ LLMC = {(20240520, 1): "uint16", (20240801, 7): "uint32"}
 LLMC_BYTES = 1024
 WHOLE_BYTES = 2**30  # up to here a foreign split is read whole for its hash and its largest id, beyond it by samples
 SAMPLES, SAMPLE_BYTES = 1024, 2**16
+CHECKED = 64  # stretches of our own files that are looked at when they are opened; data.py --verify reads all
 PICKLE_BYTES = 2**26  # nanoGPT's meta.pkl has a few kB
 
 
@@ -111,6 +112,7 @@ def open_own(folder: Path, meta: dict | None = None) -> TokenData:
     """A folder that data.py has made; OSError, ValueError, KeyError or TypeError where it is not complete."""
     if meta is None:
         meta = read_json(folder / "meta.json")
+    check_meta(meta)
     if (meta["format"], meta["version"]) != (FORMAT, VERSION):
         raise ValueError(f"format {meta['format']} {meta['version']} instead of {FORMAT} {VERSION}")
     if sha256(folder / "tokenizer.json") != meta["tokenizer_sha256"]:
@@ -121,7 +123,7 @@ def open_own(folder: Path, meta: dict | None = None) -> TokenData:
         parts = []
         for shard in shards(meta, split):
             path, tokens = folder / shard["file"], shard["tokens"]
-            with open(path, "rb") as f:
+            with open(regular(path), "rb") as f:
                 if f.read(HEADER_BYTES) != header(meta, split):
                     raise ValueError(f"{path.name} is foreign: its header does not match meta.json")
             size, expected = path.stat().st_size, HEADER_BYTES + tokens * dtype.itemsize
@@ -129,7 +131,39 @@ def open_own(folder: Path, meta: dict | None = None) -> TokenData:
                 raise ValueError(f"{path.name} has {size:,} bytes instead of {expected:,}")
             parts.append(np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(tokens,)))
         splits[split] = as_sequence(parts)
+        check_ids(splits[split], meta["vocab_size"], split)
     return TokenData(folder, meta, **splits)
+
+
+def check_meta(meta):
+    """ValueError where meta.json holds something of the wrong type, or an end-of-text token beyond its vocabulary."""
+    number = (int, float)
+    words = dict.fromkeys(("format", "tokenizer", "tokenizer_sha256", "dtype", "command"), str)
+    kinds = {"vocab_size": int, "eot_token": int, "sources": list, "dropped": dict, "lossless": bool}
+    check_fields(meta, {**words, **kinds, "duplicates_between_workers": int}, "meta.json")
+    counts = {"tokens": int, "documents": int, "bytes": int, "bytes_per_token": number, "shards": list}
+    for split in SPLITS:
+        needed = ("tokens", "documents", "bytes", "bytes_per_token")
+        check_fields(meta[split], counts, f"{split} of meta.json", needed)
+        for shard in meta[split].get("shards", ()):
+            check_fields(shard, {"file": str, "tokens": int, "sha256": str}, f"a shard of {split} in meta.json")
+    for source in meta.get("sources", ()):
+        check_fields(source, {"share": number, "tokens": int}, "a source of meta.json", ("share", "tokens"))
+    dropped = meta.get("dropped", {})
+    check_fields(dropped, dict.fromkeys(dropped, int), "dropped in meta.json")
+    if meta["dtype"] not in ("uint16", "uint32"):
+        raise ValueError(f"dtype {meta['dtype']:.40} in meta.json")
+    if meta["eot_token"] >= meta["vocab_size"]:
+        raise ValueError(f"eot_token {meta['eot_token']:,} of {meta['vocab_size']:,} ids in meta.json")
+
+
+def check_ids(tokens, vocab_size: int, split: str):
+    """ValueError where one of CHECKED stretches of a split holds an id outside of the vocabulary."""
+    length = SAMPLE_BYTES // tokens.dtype.itemsize
+    for start in np.unique(np.linspace(0, max(0, len(tokens) - length), CHECKED).astype(int)):
+        largest = tokens[start : start + length].max()
+        if largest >= vocab_size:
+            raise ValueError(f"{split} holds id {largest:,}, outside of the vocabulary of {vocab_size:,}")
 
 
 # ----- other people's -----
@@ -151,7 +185,7 @@ def foreign_files(folder: Path) -> dict[str, list[Path]] | None:
         plain = folder / f"{split}.bin"
         found[split] = [plain] if plain.exists() else sorted(folder.glob(f"*{split}*.bin"))
         for path in found[split]:
-            with open(path, "rb") as f:
+            with open(regular(path), "rb") as f:
                 if f.read(len(begin)) == begin:
                     return None
     return found if found["train"] else None
@@ -255,7 +289,7 @@ def read_pickle(path: Path) -> dict:
     """
     found, pairs, key, number = {}, {}, None, None
     try:
-        raw = path.read_bytes() if path.stat().st_size <= PICKLE_BYTES else b""
+        raw = regular(path, PICKLE_BYTES).read_bytes()
         for op, value, _ in pickletools.genops(raw):
             if isinstance(value, str) and "UNICODE" in op.name:
                 if key == "itos" and number is not None:

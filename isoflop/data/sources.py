@@ -23,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 
 from isoflop.data.downloads import OFFLINE, probe
+from isoflop.files import regular
 from isoflop.options import UserError
 
 WAY_OUT = f"to work offline: {OFFLINE}"
@@ -220,7 +221,7 @@ def files_source(source: str | tuple[str, ...], column: str, worker: tuple[int, 
 @contextlib.contextmanager
 def binary(path: str) -> Iterator[tuple[io.BufferedIOBase, Callable[[], float]]]:
     """The bytes of a file, uncompressed, and a function that says how much is read; UserError where it is cut short."""
-    size = max(1, os.path.getsize(path))
+    size = max(1, regular(path).stat().st_size)
     errors: tuple = (EOFError, gzip.BadGzipFile, zlib.error)
     with open(path, "rb") as f:
         unpacked = f

@@ -10,13 +10,13 @@ usual names. table.py makes runs of them.
 
 import csv
 import io
-import json
 import operator
 import os
 import re
 
 import numpy as np
 
+from isoflop.files import parse_json, regular
 from isoflop.options import UserError, explain
 
 # First name present wins. Compared in lower case with every run of other characters as one underscore.
@@ -32,6 +32,7 @@ NAMES = {
 }
 CONVENTIONS = ("n_params", "n_params_non_embedding", "n_params_matmul")
 OPS = {"==": operator.eq, "!=": operator.ne, "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
+MOST_BYTES = 2**32  # of a file
 CHUNK = 100_000  # rows converted at a time: a million-row file stays well under a gigabyte
 
 
@@ -47,8 +48,7 @@ def _text(path):
     if os.path.isdir(path):
         raise UserError(f"{path} is a directory; name the CSV or JSON file in it")
     try:
-        with open(path, "rb") as f:
-            raw = f.read()
+        raw = regular(path, MOST_BYTES).read_bytes()
     except OSError as error:
         raise UserError(explain(error)) from None
     if not raw.strip():
@@ -70,10 +70,10 @@ def _text(path):
 def _json_objects(text, path):
     """The objects of a JSON list, of JSON lines, or one alone."""
     try:
-        data = json.loads(text)
+        data = parse_json(text)
     except (ValueError, RecursionError):
         try:
-            data = [json.loads(line) for line in text.splitlines() if line.strip()]
+            data = [parse_json(line) for line in text.splitlines() if line.strip()]
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path} starts like JSON but cannot be parsed: {error}") from None
     if isinstance(data, dict):
@@ -124,14 +124,14 @@ def floats(cells, comma=False):
     """Cells (str, number or None) -> float64, NaN where unparsable."""
     try:
         return np.array(cells, dtype=float)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         out = np.full(len(cells), np.nan)
         for i, cell in enumerate(cells):
             if comma:
                 cell = str(cell).replace(",", ".")
             try:
                 out[i] = float(cell)
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, OverflowError):
                 pass
         return out
 
@@ -196,11 +196,11 @@ def find_columns(header, named, path, need_loss=True):
 
 def parse_where(text):
     """'column op value' -> (column, function of a list of cells that returns a mask)."""
-    match = re.match(r"^\s*(.+?)\s*(==|!=|<=|>=|<|>|=)\s*(.*?)\s*$", text or "")
-    if not match:
+    match = re.search("==|!=|<=|>=|<|>|=", text or "")
+    if not match or not text[: match.start()].strip():
         raise UserError(f"--where {text!r}: expected 'column op value' with op one of == != < <= > >=")
-    column, sign, value = match.groups()
-    compare, value = OPS["==" if sign == "=" else sign], value.strip("'\"")
+    column, sign, value = text[: match.start()].strip(), match[0], text[match.end() :].strip().strip("'\"")
+    compare = OPS["==" if sign == "=" else sign]
     try:
         number = float(value)
     except ValueError:

@@ -163,6 +163,8 @@ def own_spec(hf: dict, name: str) -> dict | None:
         return None
     if pattern is None or hf.get("normalizer"):
         return None
+    if not all(isinstance(i, int) for i in vocab.values()):
+        raise UserError("its tokenizer.json has ids that are not whole numbers")
     words = {word: i for word, i in vocab.items() if word != EOT}
     for token in hf.get("added_tokens") or []:
         if (token["content"], token["id"]) != (EOT, len(words)):

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from isoflop.config import ModelConfig
-from isoflop.files import atomic, read_json, write_json, write_text
+from isoflop.files import atomic, read_json, regular, write_json, write_text
 from isoflop.hf import tokenizer
 from isoflop.hf.config import CLASSES, RECORD, architecture, exported_config, hf_config, own_config
 from isoflop.options import UserError
@@ -244,7 +244,7 @@ def _read_hf(folder: Path, build: Callable):
     cfg = own_config(hf)
     held = {}
     for name in sorted(weight_files(folder)):
-        with safe_open(folder / name, "pt") as f:
+        with safe_open(regular(folder / name), "pt") as f:
             for key in f.keys():
                 held[key] = f.get_tensor(key)
     prefix = "transformer." if hf["model_type"] == "gpt2" else "model."

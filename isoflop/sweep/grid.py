@@ -15,6 +15,7 @@ from isoflop import files
 from isoflop.config import ModelConfig, from_depth
 from isoflop.fit.isoflop import fit_isoflop
 from isoflop.flops import count_params
+from isoflop.options import UserError
 from isoflop.sweep.cells import SIZE_LADDER, Cell, ModelSize, Planner, default_depth
 
 PRIOR_SLOPE = 0.5  # of ln N* over ln C before two budgets have shown another: Hoffmann et al. 2022, table 2
@@ -168,7 +169,12 @@ def moving_sizes(sc, planner: Planner, results, flops: float, save: bool) -> lis
         kept[key] = {"centre": round(centre), "by": "own fits" if own else "D = 20 N", "shapes": pairs}
         if save:
             files.write_json(results.folder / "grid.json", kept, indent=1)
-    return [ModelSize(*pair) for pair in kept[key]["shapes"]]
+    try:
+        return [ModelSize(int(width), int(layers)) for width, layers in kept[key]["shapes"]]
+    except (TypeError, ValueError, KeyError, OverflowError):
+        raise UserError(
+            f"{results.folder / 'grid.json'} holds no sizes for {flops:g} FLOPs; repair it, or remove it to decide anew"
+        ) from None
 
 
 # ----- the cells -----

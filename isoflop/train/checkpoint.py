@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from isoflop.distributed import DistributedEnv
-from isoflop.files import fsync, sha256, write_json, write_text
+from isoflop.files import fsync, read_json, sha256, write_json, write_text
 from isoflop.optim.schedule import lr_at
 from isoflop.options import UserError
 from isoflop.train.plan import RunPlan
@@ -109,7 +109,7 @@ def all_in(folder: Path) -> list[Path]:
 
 def check_files(folder: Path) -> dict:
     """state.json, once every file that it names has its hash; ValueError names the file that has not."""
-    state = json.loads((folder / "state.json").read_text())
+    state = read_json(folder / "state.json")
     if state["format"] != FORMAT:
         raise ValueError(f"format {state['format']} instead of {FORMAT}")
     for name, expected in state["files"].items():
@@ -231,7 +231,7 @@ def remove_old(folder: Path, kept: int = KEPT):
 def finished(out_dir: Path) -> dict | None:
     """The record in a folder, or None."""
     try:
-        record = json.loads((out_dir / "run.json").read_text())
+        record = read_json(out_dir / "run.json")
         record["run_id"]
         return record
     except (OSError, ValueError, KeyError, TypeError):
