@@ -105,9 +105,10 @@ class RunRecord:
             text = f"val loss {self.val_loss:.5g} is above the {uniform:.5g} of a uniform guess"
         else:
             text = f"the train loss rose for good, to {self.train_loss:.5g}"
-        text += f"; lower --lr ({self.lr:.3g} was used)"
-        if self.beta2 < USUAL_BETA2:
-            text += f", raise --beta2 ({self.beta2:g} was used)"
+        if self.beta2 < USUAL_BETA2:  # a hundredth of the rate does not help there
+            text += f"; raise --beta2 ({self.beta2:g} was used)"
+        else:
+            text += f"; lower --lr ({self.lr:.3g} was used)"
         if self.steps < FEW_STEPS:
             text += f", or train for more steps ({self.steps} were done)"
         return text
