@@ -31,6 +31,7 @@ from isoflop.distributed import DistributedEnv, launch, resume_command, stop_sig
 from isoflop.files import writable_folder
 from isoflop.optim import schedule
 from isoflop.optim.build import build
+from isoflop.options import UserError
 from isoflop.train import checkpoint, tracking
 from isoflop.train.failures import find_micro_batch, note_failure
 from isoflop.train.plan import RunConfig, RunPlan, TrainConfig, resolve
@@ -110,8 +111,11 @@ def set_up(mc: ModelConfig, tc: TrainConfig, env: DistributedEnv, quiet: bool = 
         tracking.check_tracker(tc.tracker)
     finished = restored = None
     found = checkpoint.finished(out_dir)
-    if tc.resume and found and found["run_id"] == id_ and found["status"] == "ok":
-        finished = RunRecord(**found)
+    if tc.resume and found and found["run_id"] == id_ and found.get("status") == "ok":
+        try:
+            finished = RunRecord(**found)
+        except TypeError as error:
+            raise UserError(f"{out_dir / 'run.json'} is not a whole record ({error}); move it away") from None
     elif start or tc.resume:
         restored = checkpoint.find(out_dir, str(start or tc.resume))
     if restored:
