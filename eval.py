@@ -1,15 +1,16 @@
-"""What a trained model is worth: loss on a text, scores on benchmarks, for one model or for all of a sweep.
+"""Loss on a text and scores on benchmarks, of one model or of all of a sweep.
 
-    python eval.py --ckpt out/RUN_ID --data_dir data/stdlib_bpe512     # validation loss, bits per byte
+    python eval.py --ckpt out/RUN_ID --data_dir data/stdlib_bpe512
     python eval.py --ckpt out/RUN_ID --tasks hellaswag,piqa,arc_easy --limit 200
-    python eval.py --ckpt out/RUN_ID --tasks core                      # or gauntlet, bundles of benchmarks
-    python eval.py --ckpt out/RUN_ID --tasks my_task.yaml              # a local task, offline
+    python eval.py --ckpt out/RUN_ID --tasks core  # a bundle; also gauntlet
+    python eval.py --ckpt out/RUN_ID --tasks my_task.yaml  # a task of yours
     python eval.py --sweep sweep_results --tasks core
 
-Benchmarks are EleutherAI's lm-evaluation-harness (pip install lm-eval[hf]) on the
-model as export.py writes it. Scores are printed, and appended to eval.jsonl beside
-the weights. A sweep's go to scores.csv, keyed by run_id; its runs.csv is never
-touched, and runs_scores.csv is a copy of it with the scores as columns, for fit.py.
+Benchmarks are those of EleutherAI's lm-evaluation-harness (pip install
+lm-eval[hf]), on the model as export.py writes it. Scores are printed, and
+appended to eval.jsonl beside the weights. A sweep's go to scores.csv, keyed by
+run_id; its runs.csv is never touched, and runs_scores.csv is a copy of it with
+the scores as columns, for fit.py.
 """
 
 import json

@@ -1,20 +1,20 @@
-"""Take a trained model to Hugging Face's transformers, or bring one of theirs here.
+"""Take a trained model to Hugging Face's transformers, or bring one from there.
 
     python export.py --ckpt out/RUN_ID --out exported --verify
-    python export.py --from_hf gpt2 --out out/gpt2            # a folder with config.json and safetensors
+    python export.py --from_hf gpt2 --out out/gpt2      # gpt2 is a local folder
     python sample.py --ckpt out/gpt2 --prompt "The meaning of life is"
 
-What is written loads with AutoModelForCausalLM and AutoTokenizer and no code of
-ours. Three stock architectures are known, and a model that none of them computes
-exactly is refused:
+What is written loads with AutoModelForCausalLM and AutoTokenizer, and no code
+of ours. Three stock architectures are known, and a model that none of them
+computes exactly is refused:
 
     GPT2LMHeadModel     learned positions, LayerNorm; presets gpt2* and nanogpt
     LlamaForCausalLM    rotary positions, RMSNorm, SwiGLU; presets llama*
     Qwen3ForCausalLM    the same with normalized queries and keys: the default
 
 Stock models always have gains, and GPT-2 biases: where ours has none they are
-ones and zeros. Squared ReLU is relu(gate) * up with one matrix in both places: so
-LLaMA's MLP computes it, and the file is that much larger.
+ones and zeros. LLaMA's gated MLP computes squared ReLU as relu(gate) * up, with
+one matrix in both places; the file is larger by that matrix.
 """
 
 import importlib

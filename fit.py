@@ -1,10 +1,11 @@
-"""Scaling laws from anyone's CSV of training runs, with intervals, back-tests and refusals.
+"""Scaling laws from anyone's CSV of training runs, with intervals and back-tests.
 
     python fit.py sweep_results/runs.csv
     python fit.py runs.csv --predict_flops 1e20 1e21 --target_loss 2.5 --compare
     python fit.py --law hoffmann --predict_flops 5.76e23
 
-A file needs a loss and two of N (parameters), D (tokens) and C (FLOPs).
+A file needs a loss and two of N (parameters), D (tokens) and C (FLOPs). A law
+that the runs don't determine is refused, with what would help.
 fit.json, prediction.md and pictures go to --out_dir. From Python:
 run(paths, out_dir), or the functions of isoflop.fit on arrays.
 """
@@ -23,6 +24,7 @@ from isoflop.cli import Parser, UserError, check, option, run_main
 from isoflop.files import writable_folder, write_json
 from isoflop.fit import report
 from isoflop.fit.backtest import backtest, conventions
+from isoflop.fit.coupled import DRAWS, fit_coupled
 from isoflop.fit.envelope import fit_envelope
 from isoflop.fit.huber import DELTA, RESAMPLES
 from isoflop.fit.isoflop import BUDGET_TOL, fit_isoflop, parabola_bias
@@ -32,16 +34,17 @@ from isoflop.fit.power_law import fit_kaplan, fit_power_law
 from isoflop.fit.predict import flatness, missed_budget, predict, skill_of
 from isoflop.fit.predictors import LawPredictor, isoflop_variants, line_predictor, parametric_predictor
 from isoflop.fit.result import METHODS, Analysis, Fits, bands, law_to_json, to_arrays, to_json
+from isoflop.fit.surface import forecast, forecast_runs
 from isoflop.fit.table import Table, read, scores
 
-MIN_RESAMPLES = 100  # of an interval
-ENVELOPE_RESAMPLES = 1000
-MOST = 1e60  # of a number to predict
+MIN_RESAMPLES = 100  # the ends of a 95% interval of fewer are noise
+ENVELOPE_RESAMPLES = 1000  # at most
+MOST = 1e60  # largest number that can be asked for
 
 
 @dataclass(frozen=True)
 class Options:
-    """What can be asked of a fit. The fields without a flag serve those who repeat a paper."""
+    """What to fit, how, and what to predict. Fields with flag=False serve those who repeat a paper, from Python."""
 
     n_col: str | None = option(None, "column with N; usual names are found without", group="columns", metavar="NAME")
     d_col: str | None = option(None, "column with D", metavar="NAME")
@@ -58,8 +61,10 @@ class Options:
     bootstrap: int = option(RESAMPLES, "resamples for intervals, 0: none", group="fit", min=0, max=100_000)
     seed: int = option(0, "seed of the resamples", min=0)
     budget_tol: float = option(BUDGET_TOL, "relative spread of C within a budget", above=0, max=1)
-    isoflop_method: str = option("local", "how fit_isoflop finds a minimum", flag=False,
-                                 choices=("local", "akima", "parabola"))  # fmt: skip
+    isoflop_method: str = option("pooled", "how fit_isoflop finds a minimum", flag=False,
+                                 choices=("pooled", "local", "akima", "parabola"))  # fmt: skip
+    law_family: str = option("auto", "of the coupled law", choices=("auto", "coupled", "hoffmann"))
+    prior: bool = option(True, "weak priors from public sweeps in the coupled law")
     envelope_rule: str = option("hull", "how fit_envelope picks points", flag=False, choices=("hull", "bins"))
     envelope_keep_ends: bool = option(False, "keep points of the smallest and largest model", flag=False)
     huber_delta: float = option(DELTA, "Huber threshold on ln L in the parametric fit", flag=False, above=0)
@@ -132,12 +137,12 @@ def run(paths, out_dir=None, **options) -> dict:
 
 
 def columns_of(options: Options) -> dict:
-    """Names of columns that were given for N, D, C and the loss, None where not."""
+    """The columns named by --n_col, --d_col, --c_col and --loss_col; None where none is."""
     return {"n": options.n_col, "d": options.d_col, "c": options.c_col, "loss": options.loss_col}
 
 
 def read_targets(options: Options) -> Table | None:
-    """The runs of --predict_runs, None without."""
+    """The runs of --predict_runs; None without it."""
     if options.predict_runs is None:
         return None
     return read([options.predict_runs], columns_of(options), need_loss=False)
@@ -145,7 +150,8 @@ def read_targets(options: Options) -> Table | None:
 
 def analyse(table: Table, options: Options, targets: Table | None = None) -> Analysis:
     """
-    All methods on a table of runs: fits, back-tests and predictions.
+    All methods on a table of runs: fits, back-tests and predictions. A method that is refused has no numbers and says
+    why in the result's refusals.
 
     Parameters
     ----------
@@ -160,7 +166,7 @@ def analyse(table: Table, options: Options, targets: Table | None = None) -> Ana
     tests = [row for row in backtest(table, *settings, fits.parametric) if row["method"] not in fits.refused]
     skill = skill_of(tests, fits.parametric, fits.isoflop, table)
 
-    least_loss = {fits.least_losses_of: fits.compute_law}  # the other method predicts no loss
+    least_loss = {fits.least_losses_of: fits.compute_law}  # L(C) is fitted to one method's minima: it alone has a loss
     predictors = [
         parametric_predictor(fits.parametric, fits.cost),
         line_predictor("isoflop", fits.isoflop, least_loss.get("isoflop")),
@@ -173,6 +179,10 @@ def analyse(table: Table, options: Options, targets: Table | None = None) -> Ana
     questions = (budgets, options.predict_params, options.target_loss, targets)
     variants = isoflop_variants(fits.isoflop)
     predictions, below_floor = predict(predictors, *questions, skill, fits.cost, variants)
+    best, unanswered = forecast(fits.isoflop, fits.coupled, budgets, fits.cost, skill.c_max)
+    if targets is not None:
+        single = forecast_runs(fits.isoflop, fits.coupled, targets, fits.cost, skill.c_max)
+        predictions["runs"] = single + predictions["runs"]
     flat = []
     if fits.parametric.law is not None:
         known = {budget.flops for budget in fits.isoflop.budgets if budget.status == "ok"}
@@ -185,10 +195,11 @@ def analyse(table: Table, options: Options, targets: Table | None = None) -> Ana
         skill=skill,
         predictors=predictors,
         budgets=budgets,
+        forecast=best,
         predictions=predictions,
         flatness=flat,
         compared=options.compare,
-        refusals=(*fits.refusals, *below_floor),
+        refusals=(*fits.refusals, *below_floor, *unanswered),
     )
 
 
@@ -199,6 +210,7 @@ def fit_methods(table: Table, options: Options) -> Fits:
     resamples, seed = options.bootstrap, options.seed
     weights = loss_weights(table) if options.loss_se_col else None
     parametric = fit_parametric(n, d, loss, weights, options.huber_delta, resamples, seed)
+    coupled = fit_coupled(n, d, loss, c, weights, options.law_family, options.prior, min(resamples, DRAWS), seed)
     requested = None  # FLOPs by which runs are grouped into budgets; those spent, where they are not all known
     if table.budget is not None and (table.budget > 0).all():
         requested = table.budget
@@ -215,6 +227,7 @@ def fit_methods(table: Table, options: Options) -> Fits:
     return Fits(
         cost=cost,
         parametric=parametric,
+        coupled=coupled,
         outliers=find_outliers(table, parametric, weights),
         missed_budget=missed,
         isoflop=isoflop,
@@ -229,7 +242,7 @@ def fit_methods(table: Table, options: Options) -> Fits:
 
 
 def fit_compute_law(isoflop, envelope):
-    """Least loss against C: (method whose least losses they are, fit with E, fit without)."""
+    """Power laws of the least loss against C: (method that the losses are of, the fit with E, the fit without)."""
     ok = [budget for budget in isoflop.budgets if budget.status == "ok"]
     if len(ok) >= 3 or envelope.a is None:
         method, draws = "isoflop", isoflop.draws.get("loss")
@@ -274,7 +287,7 @@ def fit_and_print(parser, args):
         return
     result = run(args.paths, **vars(options))
     print(report.summary(result))
-    if all(result[method]["status"] == "refused" for method in METHODS):
+    if not result["forecast"] and all(result[method]["status"] == "refused" for method in METHODS):
         raise UserError("all three methods were refused; the lines above say why and what helps")
 
 

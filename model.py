@@ -1,18 +1,19 @@
-"""The GPT that every run trains: every architecture that a ModelConfig describes.
+"""The GPT that every run trains, in every architecture that ModelConfig describes.
 
 The default is a decoder-only transformer of today:
 
 - RMSNorm without gain before each half of a block: the residual stream is an
   identity path at any depth, and all parameters are matrices and an embedding;
-- rotary positions (Su et al. 2021, arXiv:2104.09864): nothing to learn, no table
-  whose size depends on the context;
+- rotary positions (Su et al. 2021, arXiv:2104.09864): nothing to learn, and no
+  weights that fix the length of the context;
 - normalized queries and keys (QK-norm, Dehghani et al. 2023, arXiv:2302.05442):
-  attention can't saturate at the high learning rates that short runs want (width
-  64, 2 layers, 1.5e11 FLOPs: 3.69 instead of 3.75 nats, LOG 2026-11-23);
+  attention can't saturate at the high learning rates that short runs want
+  (width 64, 2 layers, 1.5e11 FLOPs: 3.69 instead of 3.75 nats, LOG 2026-11-23);
 - no biases: they cost memory traffic and change no measured loss (PaLM,
   Chowdhery et al. 2022, section 2);
-- squared ReLU in an MLP of four widths (Primer, So et al. 2021, arXiv:2109.08668):
-  as good as gated units at these sizes, with two matrices instead of three;
+- squared ReLU in an MLP of four widths (Primer, So et al. 2021,
+  arXiv:2109.08668): as good as gated units at these sizes, with two matrices
+  instead of three;
 - separate head and embedding: an embedding costs no FLOPs, so tying them would
   save memory and no compute.
 
@@ -53,7 +54,7 @@ from isoflop.options import UserError, integer
 
 
 class Norm(nn.Module):
-    """RMSNorm or LayerNorm over the last dimension; it has parameters only with norm_gain."""
+    """RMSNorm or LayerNorm over the last dimension, (..., C) -> (..., C); without norm_gain it has no parameters."""
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -72,6 +73,10 @@ class Attention(nn.Module):
     """Causal self-attention, (B, T, C) -> (B, T, C).
 
     Each key and value head serves n_head / n_kv_head query heads (Ainslie et al. 2023, arXiv:2305.13245).
+    In comments nh is n_head, nkv n_kv_head, hs head_size.
+
+    rotary : (cos, sin) of the positions, (T, hs / 2) each; None with learned positions.
+    cache : LayerCache of the positions before x, which x is added to; None: x starts at position 0.
     """
 
     def __init__(self, cfg: ModelConfig):
@@ -109,7 +114,7 @@ ACTIVATION = {"relu2": relu_squared, "gelu": gelu, "gelu_tanh": partial(gelu, ta
 
 
 class MLP(nn.Module):
-    """Two products with an activation between, or a gated one: (B, T, C) -> (B, T, C)."""
+    """Two linear layers with an activation between them, gated for swiglu: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -123,7 +128,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each normalized before and added to the residual stream: (B, T, C) -> (B, T, C)."""
+    """Attention, then MLP, each on a normalized input and added to the residual stream: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -136,7 +141,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The model of a ModelConfig: logits, or the loss, of token ids."""
+    """The model that a ModelConfig describes: from token ids to logits, or to the loss."""
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -176,7 +181,7 @@ class GPT(nn.Module):
         tables = [self.wte, self.wpe] if cfg.position == "learned" else [self.wte]
         for table in tables:
             table.weight.normal_(std=1.0 if scaled and not cfg.tied else std)
-        # The order of these draws is part of what a seed means: another order is another run.
+        # Draws in another order would give the same seed other weights, and make every run another run.
         for block in self.h:
             for first in (block.attn.c_attn, block.mlp.c_fc):
                 first.weight.normal_(std=std)
@@ -194,14 +199,14 @@ class GPT(nn.Module):
                 p.zero_()
 
     def forward(self, idx, targets=None, reduction="mean", z_loss=0.0, cache=None):
-        """(logits, loss), one of which is None.
+        """(logits, None) without targets, (None, loss) with them.
 
         Parameters
         ----------
         idx : token ids, int64 (B, T), T at most block_size.
-        targets : the next tokens, int64 (B, T): the loss is computed. None: the logits are, float32 (B, T, V).
+        targets : the next tokens, int64 (B, T). None: the logits are computed, float32 (B, T, V).
         reduction : "mean" for the mean cross-entropy in nats per token, "none" for one loss a token, (B, T).
-        z_loss : weight in the mean of the squared log of the softmax's denominator.
+        z_loss : weight of a penalty that is added to the mean, the mean squared log of the softmax's denominator.
         cache : from new_cache(): idx continues the positions in it, and is added to it.
         """
         cfg = self.config
@@ -263,7 +268,7 @@ def draw(
         with a total probability of top_p (nucleus sampling, Holtzman et al. 2019, arXiv:1904.09751).
     generator : a torch.Generator, or one for each row: then a row's tokens don't depend on the other rows.
     cache : keep keys and values; the logits are those of the whole pass up to rounding.
-    usable : ids from here on are never drawn: rows of the embedding without a token.
+    usable : number of ids that the tokenizer has; those from it on are rows without a token, and never drawn.
     """
     size, device = model.config.block_size, idx.device
     kv_cache = None
@@ -313,17 +318,17 @@ def generate(model, idx, count: int, temperature: float = 0.8, top_k: int | None
 
 # ----- weights and configuration on disk -----
 
-CONFIG_BYTES = 2**16  # ours has half a kilobyte
-MOST_POSITIONS = 2**22  # of a context: its rotary tables are made before any weight is read
+CONFIG_BYTES = 2**16  # a larger config.json is not read; ours have half a kilobyte
+MOST_POSITIONS = 2**22  # a longer block_size is refused: the rotary tables have its length, whatever the weights are
 FLOAT_TYPES = ("F64", "F32", "BF16", "F16")  # as safetensors names them
 
 
 def save_model(model: GPT, folder: Path):
-    """Write model.safetensors and config.json to a folder, each whole or not at all."""
+    """Write model.safetensors and config.json to a folder, which is made; each is written whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
     if model.config.tied:
-        del state["lm_head.weight"]  # it is wte.weight; safetensors holds nothing twice
+        del state["lm_head.weight"]  # it is wte.weight, and safetensors refuses tensors that share memory
     with atomic(folder / "model.safetensors", "wb") as f:
         mode = os.fstat(f.fileno()).st_mode
         save_file(state, f.name)  # makes a new file, readable by its owner alone, in place of the open one
@@ -367,7 +372,7 @@ def check_shapes(cfg: ModelConfig, path: Path):
         del expected["lm_head.weight"]
     different = sorted(expected.keys() ^ found.keys())
     if different:
-        problem = "lacks" if different[0] in expected else "has a foreign"
+        problem = "lacks" if different[0] in expected else "has an unknown"
         raise ValueError(f"{path.name} {problem} {different[0]}")
     for name, (shape, dtype) in found.items():
         if shape != expected[name] or dtype not in FLOAT_TYPES:
@@ -379,8 +384,8 @@ def check_shapes(cfg: ModelConfig, path: Path):
 
 def make_parser() -> Parser:
     parser = Parser("model.py", __doc__, ModelConfig)
-    # no default in the namespace: a preset has its own
-    parser.add_argument("--vocab_size", type=integer, default=argparse.SUPPRESS, help="tokens in the vocabulary")
+    words = {"type": integer, "metavar": "N", "help": "tokens in the vocabulary (default: the preset's)"}
+    parser.add_argument("--vocab_size", default=argparse.SUPPRESS, **words)
     parser.add_argument("--plot_flops", metavar="PATH", help="draw exact FLOPs over 6ND by depth, width and context")
     return parser
 

@@ -1,8 +1,8 @@
 """What should I train, and what will it cost? Answered in a second, without torch.
 
-    python plan.py --preset llama3 --n_layer 18 --n_embd 2048 --tokens 13.1e9 --gpu a6000 --n_gpus 2
-    python plan.py --config 'name=A preset=gpt2-xl' --config 'name=B depth=20' --tokens 13.1e9
-    python plan.py --flop_budget 1.36e21 --law hoffmann --family llama3 --block_size 2048
+    python plan.py --preset gpt2 --tokens 13.1e9 --gpu a6000 --n_gpus 2
+    python plan.py --config 'preset=gpt2-xl' --config 'depth=20' --tokens 13.1e9
+    python plan.py --flop_budget 1.36e21 --law hoffmann --family llama3
     python plan.py --gpu a6000 --n_gpus 2 --days 7
     python plan.py --n_params 1e9 --tokens 13e9
     python plan.py --target_loss 2.5 --inference_tokens 1e12
@@ -14,8 +14,9 @@ several --config stand side by side. --flop_budget or --days alone: a search for
 an architecture over the sizes of --family; flags of the model then hold for all
 candidates, --tokens_per_param is the ratio of the second table. --n_params: how
 many tokens a size wants. --target_loss: how much compute a loss takes. --tokens
-with --unique_tokens: what repeated text is worth. --inference_tokens can be added
-to any of them. Flags of train.py go into the command that is printed last.
+with --unique_tokens: what repeated text is worth. --inference_tokens can be
+added to any of them. Flags of train.py go into the command that is printed
+last.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Text from a trained model.
 
     python sample.py --ckpt out/RUN_ID --prompt "def "
-    python sample.py --ckpt out/RUN_ID --num_samples 4 --temperature 0.6 --top_p 0.95 --seed 1
-    python sample.py --ckpt out/RUN_ID --prompts prompts.jsonl --batch_size 8 > texts.txt
+    python sample.py --ckpt out/RUN_ID --num_samples 4 --temperature 0.6
+    python sample.py --ckpt out/RUN_ID --prompts prompts.jsonl > texts.txt
     python sample.py --ckpt out/RUN_ID --interactive
     python sample.py --ckpt out/RUN_ID --bench --max_new_tokens 512
 
@@ -40,16 +40,16 @@ class SampleConfig:
     cache: bool = option(True, "keep keys and values")
 
     prompt: str | None = option(None, "text to continue; - for all of stdin", group="prompts")
-    prompts: str | None = option(None, "file with one a line, .jsonl, or - for stdin")
-    interactive: bool = option(False, "read a prompt a line until end of file")
+    prompts: str | None = option(None, "file with a prompt a line, .jsonl, or - for stdin")
+    interactive: bool = option(False, "read prompts, one a line, until end of file")
     bench: bool = option(False, "tokens/s with and without the cache")
 
-    max_new_tokens: int = option(128, "most tokens of a sample", group="sampling", min=1, max=10**9)
+    max_new_tokens: int = option(128, "tokens of a sample, at most", group="sampling", min=1, max=10**9)
     num_samples: int = option(1, "samples of each prompt", min=1, max=10**6)
     batch_size: int = option(16, "samples at a time; changes no sample", min=1, max=2**16)
     temperature: float = option(0.8, "divides the logits; 0: likeliest token", min=0, max=1e6)
     top_k: int = option(50, "draw from the k likeliest tokens; 0: all", min=0, max=2**31)
-    top_p: float = option(1.0, "draw from this much probability", above=0, max=1)
+    top_p: float = option(1.0, "draw from the likeliest tokens with this sum", above=0, max=1)
     seed: int = option(0, "sample i has the seed seed + i", min=0, max=2**62)
     stream: bool = option(True, "print a single sample as it grows")
 

@@ -1,12 +1,15 @@
-"""Train an isoFLOP grid into one CSV, fit it, draw it. To resume a killed sweep, give the same command again.
+"""Train an isoFLOP grid into one CSV, fit it, draw it.
 
-    python sweep.py                                                   # embedded text, 3 budgets x 7 sizes, on a CPU
-    python sweep.py --flop_budgets 1e14 3e14 1e15 --n_embds 64 96 128 --n_layers 2 3 4 --data_dir data/fineweb_gpt2
-    python sweep.py --simulate hoffmann --flop_budgets 1e18 3e18 1e19 3e19       # no training: losses from a law
-    torchrun --nproc_per_node=4 sweep.py --flop_budgets 1e14 3e14 1e15           # every cell on all four, in turn
-    torchrun --nproc_per_node=4 sweep.py --parallel cells --flop_budgets 1e14 3e14 1e15          # four cells at once
+    python sweep.py               # embedded text, 3 budgets x 7 sizes, on a CPU
+    python sweep.py --data_dir data/mine --flop_budgets 1e13 3e13 1e14 --dry_run
+    python sweep.py --flop_budgets 1e13 3e13 --n_embds 48 64 96 --n_layers 1 2 2
+    python sweep.py --simulate hoffmann --flop_budgets 1e18 3e18   # no training
+    torchrun --nproc_per_node=4 sweep.py --parallel cells   # four cells at once
+    torchrun --nproc_per_node=4 sweep.py     # each cell on all four, in turn
 
-One row per finished run in OUT_DIR/runs.csv; a run whose run_id is there is not run again. Any flag of train.py is
+A cell is one run of the grid: a model size at a budget. Each finished run is a
+row of OUT_DIR/runs.csv. To resume a killed sweep, give the same command again:
+no run is done twice. Flags of train.py (model, run, data, optimizer, ...) are
 passed on to every cell. isoflop/sweep/grid.py says which cells there are.
 """
 
@@ -35,9 +38,8 @@ from isoflop.files import folder_lock
 from isoflop.fit import report
 from isoflop.options import UserError, check, option
 from isoflop.sweep import ablation, api, dry_run, executors, grid, power, summary, workers
-from isoflop.sweep import results as results_
 from isoflop.sweep.cells import SIZE_LADDER, Cell, ModelSize, Planner, stand_in
-from isoflop.sweep.results import ResultsFile, resume_command
+from isoflop.sweep.results import ResultsFile, resume_command, seed_noise, write_with_noise
 from isoflop.sweep.simulate import Simulation
 from isoflop.train.failures import status_of
 from isoflop.train.plan import TrainConfig
@@ -45,15 +47,15 @@ from isoflop.train.record import RunRecord
 from train import Interrupted, train
 
 DEFAULT_BUDGETS = (5e10, 1.5e11, 4.5e11)
+# flags of train.py that are not flags here: the grid sets them
 SWEPT = {"n_embd", "n_layer", "n_head", "flop_budget", "max_iters", "tokens_per_param", "overwrite"}
-PARALLEL = {"cells": "cells", "ddp": "ddp", "runs": "cells", "data": "ddp"}  # the last two: names of one version ago
-EXCLUSIVE = (
+PARALLEL = {"cells": "cells", "ddp": "ddp", "runs": "cells", "data": "ddp"}  # the last two: names in an older version
+EXCLUSIVE = (  # pairs of flags that can't be given together
     ("depths", "n_embds"), ("lrs", "tune_lr"), ("simulate", "api"), ("reuse_trunk", "recentre"),
     ("reuse_trunk", "lrs"), ("reuse_trunk", "tune_lr"), ("api", "seeds"), ("api", "reuse_trunk"),
     ("ablation", "recentre"), ("ablation", "lrs"), ("ablation", "tune_lr"), ("ablation", "reuse_trunk"),
     ("ablation", "simulate"), ("ablation", "api"), ("ablation", "retry"), ("ablation", "law"),
 )  # fmt: skip
-SMALL_FLOPS = 1e11  # below it a CPU is done before its workers would have started
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ class SweepConfig:
     n_embds: tuple[int, ...] | None = option(None, "widths (default: --sizes around a guess)", min=1, max=2**20)
     n_layers: tuple[int, ...] | None = option(None, "depths, paired (default: by width)", min=1, max=2**12)
     n_heads: tuple[int, ...] | None = option(None, "heads, paired (default: as in train.py)", min=1, max=2**12)
-    depths: tuple[int, ...] | None = option(None, "instead: N layers, width 64 N", min=1, max=2**10)
-    sizes: int = option(7, "sizes per budget, where none are given", min=1, max=len(SIZE_LADDER))
+    depths: tuple[int, ...] | None = option(None, "instead of --n_embds: N layers, width 64 N each", min=1, max=2**10)
+    sizes: int = option(7, "sizes per budget, if none are given", min=1, max=len(SIZE_LADDER))
     recentre: bool | None = option(None, "centre sizes on the fit of lower budgets")
     ablation: str | None = option(
         None, "repeat the grid, once per common mistake", choices=("porian",), aliases=("study",)
@@ -77,7 +79,7 @@ class SweepConfig:
     seeds: tuple[int, ...] | None = option(
         None, "seeds of each cell; their spread weighs the fit", group="seeds and learning rates", min=0, below=2**63
     )
-    seeds_on: str = option("all", "cells that get all seeds", choices=("all", "middle"))
+    seeds_on: str = option("all", "which sizes get all seeds", choices=("all", "middle"))
     lrs: tuple[float, ...] | None = option(None, "try these rates at the end sizes of a budget", above=0, max=1e6)
     tune_lr: bool = option(False, "like --lrs, at 0.5x to 2x the default rate")
 
@@ -85,11 +87,11 @@ class SweepConfig:
     max_hours: float | None = option(None, "cap on all hours of its runs", above=0)
 
     parallel: str | None = option(
-        None, "cells: one per process; ddp: each on all", group="execution", metavar="NAME"
+        None, "cells: a cell per process; ddp: each cell on all", group="execution", metavar="NAME"
     )  # no choices: PARALLEL has old names, too
     workers: int | None = option(None, "processes of cells (default: one per core or GPU)", min=1, max=2**12)
     reuse_trunk: bool = option(False, "--schedule wsd: budgets of one size share a trunk")
-    retry: bool = option(False, "run just the cells without result, by today's flags")
+    retry: bool = option(False, "run only cells that have no result, by these flags")
 
     simulate: str | None = option(
         None, "law to draw from: a name, or E=1.7,A=..,B=..,..", group="losses without training"
@@ -151,7 +153,11 @@ def run_cell(mc: ModelConfig, tc: TrainConfig, start, keep, env: DistributedEnv,
 
     Returns
     -------
-    {"record": ...} of a run, or {"status", "error"} of one that has none. OSError goes up: it concerns all cells.
+    {"record": the fields of its RunRecord}, or {"status": ..., "error": ...} where there is no record.
+
+    Raises
+    ------
+    OSError : a full disk, a lost process: it concerns all cells.
     """
     answer = attempt(mc, tc, start, keep, env, stop)
     gc.collect()  # before the next cell
@@ -201,26 +207,11 @@ class Job:
     env: DistributedEnv
     stop: Callable[[], bool]
     planner: Planner
-    other: Planner | None = None  # plans with --other_vocab
-    asked: Simulation | api.Service | None = None  # where losses come from; None: they are trained
+    other: Planner | None = None  # the planner of --other_vocab's text
+    asked: Simulation | api.Service | None = None  # what is asked for losses; None: runs are trained
     cells: dict[str, Cell] = field(default_factory=dict)  # every cell planned so far, by run_id
-    known: int = 0  # runs that are to be done
-    ended: int = 0
-
-    @property
-    def source(self) -> str:
-        return self.planner.source
-
-    def open_results(self, repair: bool = True) -> ResultsFile:
-        """The results of --out_dir; UserError where losses of another kind are in it."""
-        results = ResultsFile(self.sc.out_dir, repair)
-        other = {r["source"] for r in results.all_rows()} - {self.source}
-        if other:
-            raise UserError(
-                f"--out_dir {self.sc.out_dir} holds rows of another kind ({sorted(other)[0]}) than this sweep's "
-                f"({self.source}); name another --out_dir"
-            )
-        return results
+    known: int = 0  # runs to do in the stages planned so far
+    ended: int = 0  # of them, those that have ended
 
     def stages(self, results: ResultsFile, save: bool = True):
         """Lists of cells, each planned when those before it have run; UserError where no cell of a list can be run."""
@@ -235,26 +226,14 @@ class Job:
             self.cells |= {c.run_id: c for c in cells if not c.probe}
             yield cells
 
-    def count_workers(self, todo: list[Cell]) -> int:
-        """How many workers are to share the cells; 0 where this process group runs them in turn."""
-        sc, env, ranks = self.sc, self.env, int(os.environ.get("WORLD_SIZE", 1))
-        if self.asked or sc.parallel == "ddp" or env.size > 1:
-            return 0
-        if ranks > 1:  # each watches a worker of its own, and waits for cells
-            return ranks
-        if not todo:
-            return 0
-        count = sc.workers or workers.default_count(env.device)
-        if not sc.moves:  # else the next budgets bring more cells
-            count = min(count, len(todo))
-        if sc.parallel is None:
-            large = sum(c.cost for c in todo) >= SMALL_FLOPS or sc.moves or sc.workers
-            if env.device != "cpu" or not large or count == 1:
-                return 0
-        return count
+    @property
+    def texts(self) -> list:
+        """The token data of this sweep: one, and with --other_vocab another."""
+        planners = [self.planner] if self.other is None else [self.planner, self.other]
+        return [planner.tokens for planner in planners]
 
     def ask(self, cell: Cell) -> dict:
-        """The answer to one cell, in this process."""
+        """Run one cell in this process, or ask for its loss; the dict of run_cell()."""
         if self.asked is None:
             return run_cell(cell.mc, cell.tc, cell.start, cell.keep, self.env, self.stop)
         try:
@@ -292,10 +271,11 @@ def sweep(job: Job, here: executors.InGroup) -> int:
     sc, env = job.sc, job.env
     if sc.reuse_trunk and job.planner.flags.get("schedule") != "wsd":
         raise UserError("--reuse_trunk needs --schedule wsd: a cosine has no stretch that budgets can share")
-    next(job.stages(job.open_results(repair=False), save=False))  # refuses before anything is written
+    untouched = ResultsFile.open(sc.out_dir, job.planner.source, job.texts, repair=False)
+    next(job.stages(untouched, save=False))  # what can't be run is refused before anything is written
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder_lock(sc.out_dir, "sweep"))
-        results = job.open_results()
+        results = ResultsFile.open(sc.out_dir, job.planner.source, job.texts)
         if sc.api and job.asked.flops_used() is not None:
             env.print0(f"the service has counted {job.asked.used:.4g} FLOPs")
             results.elsewhere = max(0.0, job.asked.used - results.spent())
@@ -308,7 +288,7 @@ def sweep(job: Job, here: executors.InGroup) -> int:
 
             # what is missing, and who runs it
             todo = results.missing(cells, job.planner, sc.retry)
-            count = job.count_workers(todo)
+            count = workers.count(todo, sc, env, trained=job.asked is None)
             if count and executor is here:
                 executor = workers.Pool(env.device, count)
                 stack.callback(executor.close)
@@ -353,7 +333,7 @@ def settle(job: Job, cell: Cell, answer: dict, results: ResultsFile):
     else:
         loss = f"loss {record['val_loss']:.4f}" if record["val_loss"] else "no loss"
         text = f"{cell.run_id} | {loss}"
-    results.add(cell, record, job.source)
+    results.add(cell, record, job.planner.source)
     job.env.print0(head + text)
 
 
@@ -384,9 +364,9 @@ def fit_text(sc: SweepConfig, results: ResultsFile) -> str:
     path, options = results.path, {}
     if sc.predict_flops:
         options["predict_flops"] = tuple(sc.predict_flops)
-    noise = results_.seed_noise(results.rows)
+    noise = seed_noise(results.rows)
     if noise:
-        path = results_.write_with_noise(results, noise)
+        path = write_with_noise(results, noise)
         options["loss_se_col"] = "seed_noise"
         spread, freedom = noise["all"]
         print(f"noise floor: seeds move a loss by {spread:.2%} ({freedom} degrees of freedom)")
@@ -398,12 +378,13 @@ def fit_text(sc: SweepConfig, results: ResultsFile) -> str:
 
 def show_dry_run(job: Job, here: executors.InGroup):
     """Print the cells, what they cost, and how wide the intervals of their law will be. Nothing is written."""
-    sc, env, results = job.sc, job.env, job.open_results(repair=False)
+    sc, env = job.sc, job.env
+    results = ResultsFile.open(sc.out_dir, job.planner.source, job.texts, repair=False)
     stages = list(job.stages(results, save=False))
     cells = [c for stage in stages for c in stage]
     good, done = [c for c in cells if not c.refused], results.done()
     todo = [c for c in good if c.run_id not in done]
-    costs, room, count = {}, None, max(1, job.count_workers(todo))
+    costs, room, count = {}, None, max(1, workers.count(todo, sc, env, trained=job.asked is None))
     if job.asked is None:
         beside = contextlib.nullcontext()
         if count > 1 and env.device == "cpu" and not sc.mfu:

@@ -6,7 +6,7 @@
 
 The budget is C = 6 N D: N counts every weight that multiplies an activation
 (the head, but not the embedding), D the training tokens. The record, run.json,
-is one CSV row.
+is what a sweep writes as one row of its runs.csv.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ from isoflop.config import ModelConfig
 from isoflop.data import reader
 from isoflop.data.loader import Loader
 from isoflop.distributed import DistributedEnv, launch, resume_command, stop_signals
-from isoflop.files import writable_folder
+from isoflop.files import folder_lock, writable_folder
 from isoflop.optim import schedule
 from isoflop.optim.build import build
-from isoflop.options import UserError
+from isoflop.options import explain
 from isoflop.train import checkpoint, tracking
-from isoflop.train.failures import find_micro_batch, note_failure
+from isoflop.train.failures import blown_up, find_micro_batch, note_failure
 from isoflop.train.plan import RunConfig, RunPlan, TrainConfig, resolve
 from isoflop.train.prefetch import Batches
 from isoflop.train.progress import Progress, progress_bar
@@ -41,12 +41,13 @@ from isoflop.train.record import RunRecord, make_record, run_id, trajectory
 from isoflop.train.validation import evaluate, validation_rows
 from model import GPT, generate, load_model, save_model
 
-POLL = 8  # steps between two rounds in which several processes agree whether to stop
+POLL = 8  # with several processes: they agree every so many steps whether to stop
+TRAINED = ("ok", "diverged", "blown_up")  # statuses of runs that did not fail on the way: all ranks are there
 INTERRUPTED = 75  # exit status of a run that a signal ended and that can be resumed: EX_TEMPFAIL of sysexits.h
 
 
 class Interrupted(Exception):
-    """A signal ended the run after a whole step; `saved` is its checkpoint, None where that could not be written."""
+    """stop() ended the run after a whole step; `saved` is its checkpoint, None where that could not be written."""
 
     def __init__(self, step: int, saved: Path | None):
         super().__init__(f"interrupted after step {step}")
@@ -58,7 +59,7 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Setup:
-    """A run that is checked and planned, and of which nothing is built or written yet."""
+    """A run that was checked and planned; nothing is built or written yet."""
 
     mc: ModelConfig
     tc: TrainConfig
@@ -73,8 +74,8 @@ class Setup:
     run_id: str
     trajectory: dict  # see record.trajectory()
     out_dir: Path
-    finished: RunRecord | None  # with --resume: the record, where the run was finished before
-    restored: checkpoint.Checkpoint | None  # to resume from
+    finished: RunRecord | None  # the record, where the run was finished before and need not run again
+    restored: checkpoint.Checkpoint | None  # where the run resumes from
     say: Callable  # prints a line on rank 0, or does nothing
 
     @property
@@ -91,32 +92,31 @@ class Setup:
 
     @property
     def tail(self) -> int:
-        """Steps at the end that train_loss is the mean of."""
+        """How many of the last steps train_loss is the mean of: a tenth."""
         return max(1, self.plan.steps // 10)
 
 
 def set_up(mc: ModelConfig, tc: TrainConfig, env: DistributedEnv, quiet: bool = False, start=None) -> Setup:
-    """Check and plan a run: every refusal is made here, as a UserError, and nothing is written."""
+    """Check and plan a run. Whatever is wrong with it is a UserError here, before anything is written.
+
+    start : as in train().
+    """
     tokens = reader.open_data(tc.data_dir)
     mc = dataclasses.replace(mc, vocab_size=tokens.meta["vocab_size"])
     plan = resolve(mc, tc, env.size, len(tokens.train))
     loader = Loader(tokens.train, mc.block_size, tc.seed, tc.pack, tokens.meta["eot_token"])
     val_rows = validation_rows(tokens, mc.block_size, tc.val_tokens)
     dtype = devices.compute_dtype(tc.dtype, env.device)
-    lengths = reader.token_bytes(tokens.folder)  # None for foreign tokens whose tokenizer is unknown
+    lengths = reader.token_bytes(tokens.folder)  # None where the tokenizer is unknown (nanoGPT's or llm.c's files)
     id_ = run_id(mc, tc, plan, dtype, tokens)
     decides = trajectory(mc, tc, plan, dtype, tokens)
     out_dir = Path(tc.out_dir or f"out/{id_}")
     if tc.tracker:
         tracking.check_tracker(tc.tracker)
     finished = restored = None
-    found = checkpoint.finished(out_dir)
-    if tc.resume and found and found["run_id"] == id_ and found.get("status") == "ok":
-        try:
-            finished = RunRecord(**found)
-        except TypeError as error:
-            raise UserError(f"{out_dir / 'run.json'} is not a whole record ({error}); move it away") from None
-    elif start or tc.resume:
+    if tc.resume or not tc.overwrite:
+        finished = checkpoint.finished_run(out_dir, id_)
+    if finished is None and (start or tc.resume):
         restored = checkpoint.find(out_dir, str(start or tc.resume))
     if restored:
         checkpoint.check_resumable(restored, decides, plan)
@@ -157,39 +157,51 @@ def train(
     start: str | Path | None = None,
     keep: dict[int, Path] | None = None,
     stop=lambda: False,
+    lock: bool = False,
 ) -> RunRecord:
     """Build, train, evaluate, save; the same for the command line, a sweep's cell and a test.
 
-    Every rank calls it, and gets the same record; rank 0 alone prints and writes.
+    Every rank calls it, and gets the same record; rank 0 alone prints and writes. A run that diverges, or that lacks
+    memory, has that as the record's status.
 
     Parameters
     ----------
+    quiet : print nothing.
     start : a checkpoint to begin from, of any run whose weights were the same up to there: same model, data, seed,
         batch and optimizer, and the same learning rate at each of its steps.
     keep : {step: folder}, checkpoints to save after those steps.
     stop : called after each step; True ends the run with a checkpoint and Interrupted.
+    lock : hold out_dir against other processes; a sweep's cells need none, the sweep holds its own folder.
 
     Raises
     ------
-    UserError : a mistake in the configurations, before anything is built or written.
+    UserError : a mistake in the configurations, before anything is built or written; another process holds out_dir.
     Interrupted : stop() returned True.
+    OSError : no room for the record.
     """
     clock = time.perf_counter()
     run = set_up(mc, tc, env or DistributedEnv(), quiet, start)
     if run.finished:
-        run.say(f"{run.out_dir}: the run is finished already")
+        run.say(f"{run.out_dir}: the run is finished already; --overwrite runs it again")
         return run.finished
     progress = Progress.begin(run, clock)
-    if run.env.rank == 0:
-        writable_folder(run.out_dir)  # the first thing that is written
-    announce(run)
-    model = optimizer = None
-    with note_failure(progress):
-        model = build_model(run)
-        optimizer = build_optimizer(run, model)
-        train_steps(run, progress, model, optimizer, keep or {}, stop)
-        optimizer.finish()  # the weights that are evaluated and saved: the last, or with --ema their mean
-    return finish(run, progress, model, optimizer)
+    with contextlib.ExitStack() as held:
+        run.env.on_rank0(functools.partial(claim, run, held, lock))  # the first thing that is written
+        announce(run)
+        model = optimizer = None
+        with note_failure(progress):
+            model = build_model(run)
+            optimizer = build_optimizer(run, model)
+            train_steps(run, progress, model, optimizer, keep or {}, stop)
+            optimizer.finish()  # the weights that are evaluated and saved: the last, or with --ema their mean
+        return finish(run, progress, model, optimizer)
+
+
+def claim(run: Setup, held: contextlib.ExitStack, lock: bool):
+    """Make sure that out_dir can be written; with `lock`, and that no other process does, until `held` is closed."""
+    if lock:
+        held.enter_context(folder_lock(run.out_dir, "train.py"))
+    writable_folder(run.out_dir)
 
 
 def train_steps(run: Setup, progress: Progress, model, optimizer, keep: dict, stop):
@@ -309,7 +321,7 @@ def save(run: Setup, progress: Progress, model, optimizer, folder: Path) -> Path
     state = progress.state(run)
     problem = checkpoint.save_checkpoint(folder, model, optimizer, state, run.env, save_model)
     if problem:
-        run.say(f"warning: no checkpoint after step {progress.step} ({problem}); the run continues")
+        run.say(f"warning: {folder} could not be written ({problem}); the run continues: make room for the next")
         return None
     return folder
 
@@ -337,7 +349,7 @@ def excerpt(model, folder, autocast, count: int = 64, seed: int = 0) -> str:
 
 
 def finish(run: Setup, progress: Progress, model, optimizer) -> RunRecord:
-    """Validate, and write weights, curve and record. Every rank gets the same record."""
+    """Validate, and write record, curve and weights. Every rank gets the same record."""
     begun = time.perf_counter()
     env = run.env
     if progress.status in ("oom", "peer_lost") and run.say is not _silent:
@@ -345,21 +357,24 @@ def finish(run: Setup, progress: Progress, model, optimizer) -> RunRecord:
         if progress.status == "oom" and optimizer:
             print(advise(run, model, optimizer), flush=True)
     train_loss, val = None, dict.fromkeys(("val_loss", "val_loss_se", "bits_per_byte"))
-    if progress.status in ("ok", "diverged"):
+    if progress.status in TRAINED:
         tail = torch.stack(list(progress.losses)[-run.tail :]).mean().item()
         train_loss = env.sum(tail)[0] / env.size
     if progress.status == "ok":
         found = evaluate(model, run.tokens, run.token_bytes, run.val_rows, env, run.autocast)
         if math.isfinite(found["val_loss"]):
             val = found
+            if blown_up(found["val_loss"], progress.curve, run.plan, run.mc.vocab_size):
+                progress.status = "blown_up"
         else:
             progress.status = "diverged"
     eval_s, peak_mem_gb = time.perf_counter() - begun, devices.peak_memory_gb(env.device)
     record = make_record(run, progress, train_loss, val, eval_s, peak_mem_gb)
-    if env.rank == 0:
-        write(run, progress, model, record)
-    if progress.status in ("ok", "diverged"):  # else other ranks may be gone
+    problem = write(run, progress, model, record) if env.rank == 0 else None
+    if progress.status in TRAINED:  # else other ranks may be gone
         env.barrier()
+    if problem:
+        raise problem
     return record
 
 
@@ -374,20 +389,21 @@ def advise(run: Setup, model, optimizer) -> str:
     return find_micro_batch(attempt, run.plan.micro_batch_size, run.env.device)
 
 
-def write(run: Setup, progress: Progress, model, record: RunRecord):
-    """Tokenizer, weights, curve and record into out_dir."""
+def write(run: Setup, progress: Progress, model, record: RunRecord) -> OSError | None:
+    """Record, curve, weights and tokenizer into out_dir. Returns why the record could not be written, or None."""
     from isoflop.train.run_dir import keep_tokenizer
 
-    if progress.status not in ("ok", "diverged"):
+    if progress.status not in TRAINED:
         model = None  # half a step may be in its weights
     try:
-        keep_tokenizer(run.tokens.folder, run.out_dir, run.tokens.meta["tokenizer"])
         problem = checkpoint.save_run(run.out_dir, model, record, progress.curve, save_model)
-    except OSError:
+    except OSError as error:
         run.env.print0(json.dumps(asdict(record)))  # no room for the record itself: the screen has it
-        raise
+        return error
     if problem:
         run.env.print0(f"warning: {problem}; the record is in {run.out_dir}")
+    keep_tokenizer(run.tokens.folder, run.out_dir, run.tokens.meta["tokenizer"])
+    return None
 
 
 # ----- command line -----
@@ -398,7 +414,7 @@ def run_once(argv: list[str], parser: Parser, args) -> int:
     mc, tc = parser.read(ModelConfig, args), parser.read(TrainConfig, args)
     with stop_signals() as stop, launch(tc.device) as env:
         try:
-            record = train(mc, tc, env, stop=stop)
+            record = train(mc, tc, env, stop=stop, lock=True)
         except Interrupted as end:
             outcome = "not saved; run it again with"
             if end.saved:
@@ -406,11 +422,16 @@ def run_once(argv: list[str], parser: Parser, args) -> int:
             env.print0(f"{end}, {outcome}\n{resume_command(argv)}")
             return INTERRUPTED
         env.print0(record.summary())
+        out_dir = Path(tc.out_dir or f"out/{record.run_id}")
         if env.rank == 0:
-            tracking.draw_curve(Path(tc.out_dir or f"out/{record.run_id}"), record)
+            try:
+                tracking.draw_curve(out_dir, record)
+            except OSError as error:
+                env.print0(f"warning: no loss.png ({explain(error)})")
         if args.json:
             env.print0(json.dumps({**asdict(record), "seconds": record.train_s, "loss": record.train_loss}))
-    return 0 if record.status == "ok" else 1
+        complete = env.rank != 0 or (out_dir / checkpoint.WEIGHTS).exists()  # a full disk costs the weights
+    return 0 if record.status == "ok" and complete else 1
 
 
 def main(argv=None) -> int:

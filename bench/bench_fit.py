@@ -25,7 +25,7 @@ import numpy as np  # noqa: E402
 from scipy.optimize import minimize  # noqa: E402
 
 from isoflop import laws  # noqa: E402
-from isoflop.fit import huber, parametric  # noqa: E402
+from isoflop.fit import coupled, huber, parametric  # noqa: E402
 from isoflop.fit import table as runs  # noqa: E402
 
 # Hoffmann et al. 2022, section D.2: a and b in {0, 5, .., 25}, alpha and beta in {0, 0.5, .., 2}, e in {-1, .., 1}
@@ -67,6 +67,10 @@ def main():
     booted = parametric.fit_parametric(n, d, loss, resamples=4000)
     t_boot = time.perf_counter() - start - t_fit
 
+    start = time.perf_counter()
+    forecast = coupled.fit_coupled(n, d, loss)
+    t_coupled = time.perf_counter() - start
+
     rng = np.random.default_rng(0)
     pick = [GRID[i] for i in rng.choice(len(GRID), args.starts, replace=False)]
     start, found = time.perf_counter(), []
@@ -99,6 +103,8 @@ def main():
     share, typical = np.mean(excess < 1e-4), np.median(excess)
     print(f"          {share:.0%} of its resamples come within 0.01% of their minimum (median {typical:.1%} above)")
     print(f"fit.py:   {booted.bootstrap['unconverged']} of {booted.bootstrap['resamples']} resamples not converged")
+    draws = forecast.bootstrap["resamples"]
+    print(f"coupled:  {t_coupled:.3f} s with {draws} draws: family {forecast.family}, p {forecast.law.p:.2f}")
     if args.file:
         command = [sys.executable, str(ROOT / "fit.py"), args.file, "--drop_top_loss", str(args.drop_top_loss)]
         with tempfile.TemporaryDirectory() as out:

@@ -23,6 +23,7 @@ import argparse
 import os
 import re
 import sys
+import time
 import warnings
 
 from isoflop.options import (
@@ -43,6 +44,7 @@ __all__ = ["Parser", "UserError", "check", "explain", "integer", "option", "real
 
 LONGEST = 1000  # characters of a message, of which the middle is left out
 NEGATIVE = re.compile(r"-(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?$|-(inf|nan)$", re.I)  # -1e12 is a value, not a flag
+RANK0_SPEAKS_S = 30  # seconds for rank 0 to start and say what is wrong
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -202,9 +204,11 @@ class Parser(argparse.ArgumentParser):
         self.stop(2, f"{self.prog}: error: {text}\n")
 
     def stop(self, status: int, message: str):
-        """Exit; of several processes only rank 0 speaks."""
+        """Exit; of several processes only rank 0 speaks. The others wait for it: torchrun ends all with the first."""
         if os.environ.get("RANK", "0") != "0":
             message = None
+            if "TORCHELASTIC_RUN_ID" in os.environ:
+                time.sleep(RANK0_SPEAKS_S)
         self.exit(status, message)
 
 

@@ -50,6 +50,17 @@ class DistributedEnv:
         dist.all_reduce(t, dist.ReduceOp.MAX)
         return bool(t)
 
+    def on_rank0(self, function: Callable):
+        """Call function() on rank 0; where it raises ValueError there, all ranks raise, so that none waits for it."""
+        problem = None
+        if self.rank == 0:
+            try:
+                function()
+            except ValueError as error:
+                problem = error
+        if self.any(problem is not None):
+            raise problem or UserError("rank 0 says why")
+
     def barrier(self):
         """Wait until every rank is here."""
         if self.size > 1:

@@ -226,6 +226,6 @@ def folder_lock(folder, what: str, flag: str = "--out_dir", shown=None, name: st
             raise UserError(f"{flag} {shown} can't be locked ({error.strerror}); name one on another disk") from None
         with contextlib.suppress(OSError):  # a full disk: the lock holds, only its note is missing
             handle.truncate(0)
-            handle.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}\n")
-            handle.flush()
+            note = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}\n"
+            os.write(handle.fileno(), note.encode())  # unbuffered: close() would try again, and fail
         yield

@@ -9,12 +9,13 @@ N is a number of parameters, D a number of training tokens, C training FLOPs, L 
 which N it was fitted with; the optimum of a law fitted in one convention is no answer in another.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from isoflop.options import UserError
 
+LETTERS = ("E", "A", "B", "alpha", "beta")
 PF_DAY = 1e15 * 86400.0  # FLOPs in one petaflop/s-day, the unit of compute in Kaplan et al. 2020
 
 
@@ -55,9 +56,10 @@ def cost_of(n, d, c):
 @dataclass(frozen=True)
 class Law:
     """
-    L(N, D) = E + A / N**alpha + B / D**beta (Hoffmann et al. 2022, eq. 2).
+    L(N, D) = E + [(A / N**alpha)**p + (B / D**beta)**p]**(1/p).
 
-    Fields may be numpy arrays of one shape (bootstrap draws); every method then broadcasts over them.
+    p = 1 is Hoffmann's law (Hoffmann et al. 2022, eq. 2); other p couple the two terms. Fields may be numpy arrays of
+    one shape (bootstrap draws); every method then broadcasts over them.
 
     Parameters
     ----------
@@ -67,6 +69,13 @@ class Law:
         Which N it was fitted with.
     source : str
         Where the numbers come from.
+    p : float or array
+        Coupling of the terms: the larger, the nearer is the reducible loss to max(A/N^alpha, B/D^beta).
+
+    Notes
+    -----
+    The reducible loss is a monotone function of A^p / N^(alpha p) + B^p / D^(beta p), so every closed form is
+    Hoffmann's with A^p, B^p, alpha p, beta p; the exponents a and b do not depend on p.
     """
 
     E: float
@@ -76,14 +85,36 @@ class Law:
     beta: float
     convention: str = ""
     source: str = ""
+    p: float = 1.0
 
     @property
     def params(self):
-        return {k: getattr(self, k) for k in ("E", "A", "B", "alpha", "beta")}
+        """The fitted letters: E, A, B, alpha, beta, and p unless the law is Hoffmann's."""
+        values = {k: getattr(self, k) for k in LETTERS}
+        if not self._hoffmann:
+            values["p"] = self.p
+        return values
+
+    @property
+    def _hoffmann(self):
+        return np.ndim(self.p) == 0 and self.p == 1.0
+
+    def each(self, f):
+        """The law with f applied to every letter: law.each(lambda v: v[:, None]) for draws against many runs."""
+        return replace(self, **{k: f(v) for k, v in self.params.items()})
 
     def loss(self, n, d):
         """Loss in nats at size n (parameters) and d (tokens)."""
-        return self.E + self.A * np.asarray(n, float) ** -self.alpha + self.B * np.asarray(d, float) ** -self.beta
+        term_n, term_d = self.A * np.asarray(n, float) ** -self.alpha, self.B * np.asarray(d, float) ** -self.beta
+        if self._hoffmann:
+            return self.E + term_n + term_d
+        larger = np.maximum(term_n, term_d)  # taken out, so that a power of a small term can't underflow
+        smaller = np.minimum(term_n, term_d)
+        return self.E + larger * (1.0 + (smaller / larger) ** self.p) ** (1.0 / self.p)
+
+    def _tilt(self, q):
+        """(1/p - 1) ln(alpha / (q beta)): what p adds to ln of the ratio of the terms at the optimum; 0 at p = 1."""
+        return (1.0 / self.p - 1.0) * (np.log(self.alpha) - np.log(q * self.beta))
 
     def exponents(self, cost=SIX_ND):
         """(a, b) of N_opt ~ C**a, D_opt ~ C**b; a = beta / (alpha + beta) when C = 6ND (Hoffmann et al., eq. 4)."""
@@ -103,12 +134,11 @@ class Law:
         -------
         n, d : arrays
             Minimiser of loss(N, D) under cost.flops(N, D) = c: with q = 1 + rho,
-            N**(alpha + q beta) = alpha A / (q beta B) * (c / kappa)**beta.
+            N**(alpha + q beta) = (alpha / (q beta))**(1/p) * A / B * (c / kappa)**beta.
         """
         q = 1.0 + cost.rho
-        p = self.alpha + q * self.beta
-        ln_n = (np.log(self.alpha * self.A) - np.log(q * self.beta * self.B) + self.beta * np.log(c / cost.kappa)) / p
-        n = np.exp(ln_n)
+        ln_ratio = np.log(self.alpha * self.A) - np.log(q * self.beta * self.B) + self._tilt(q)
+        n = np.exp((ln_ratio + self.beta * np.log(c / cost.kappa)) / (self.alpha + q * self.beta))
         return n, cost.tokens(n, c)
 
     def frontier_loss(self, c, cost=SIX_ND):
@@ -119,8 +149,16 @@ class Law:
         """D_opt of a model of n parameters: the D at whose compute n is the optimum (Chinchilla in reverse)."""
         q = 1.0 + cost.rho
         n = np.asarray(n, float)
-        ln_d = (np.log(q * self.beta * self.B) - np.log(self.alpha * self.A) + self.alpha * np.log(n)) / self.beta
-        return np.exp(ln_d)
+        ln_ratio = np.log(q * self.beta * self.B) - np.log(self.alpha * self.A) - self._tilt(q)
+        return np.exp((ln_ratio + self.alpha * np.log(n)) / self.beta)
+
+    def tokens_to_reach(self, n, loss):
+        """D at which n parameters reach `loss` (nats); inf where they never do."""
+        gap = np.asarray(loss, float) - self.E
+        term_n = self.A * np.asarray(n, float) ** -self.alpha
+        with np.errstate(divide="ignore", invalid="ignore"):
+            term_d = gap - term_n if self._hoffmann else gap * (1.0 - (term_n / gap) ** self.p) ** (1.0 / self.p)
+            return np.where((gap > term_n) & (gap > 0), (self.B / term_d) ** (1.0 / self.beta), np.inf)
 
     def compute_for(self, loss, cost=SIX_ND):
         """
@@ -171,6 +209,12 @@ class KaplanLaw:
     def tokens_for(self, n, cost=SIX_ND):
         c = PF_DAY * (np.asarray(n, float) / self.n_coef) ** (1.0 / self.n_exp)
         return SIX_ND.tokens(n, c)
+
+    def tokens_to_reach(self, n, loss):
+        """D at which n parameters reach `loss` (nats); inf where they never do."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            gap = loss ** (1.0 / self.alpha_D) - (self.Nc / np.asarray(n, float)) ** (self.alpha_N / self.alpha_D)
+            return np.where(gap > 0, self.Dc / gap, np.inf)
 
     def compute_for(self, loss, cost=SIX_ND):
         """Compute at which its own frontier reaches `loss`, by bisection in ln C (the frontier falls monotonically)."""
@@ -280,22 +324,15 @@ def repeated_loss(n, tokens, unique, law=None):
     """
     law = law or PUBLISHED["muennighoff"]
     unique = np.minimum(unique, tokens)
-    useful = np.minimum(n, np.exp(np.log(law.alpha * law.A / (law.beta * law.B) * unique**law.beta) / law.alpha))
+    ln_ratio = np.log(law.alpha * law.A / (law.beta * law.B) * unique**law.beta) + law._tilt(1.0)
+    useful = np.minimum(n, np.exp(ln_ratio / law.alpha))
     excess = useful + useful * R_N * -np.expm1(-(n / useful - 1.0) / R_N)
     return law.loss(excess, effective_tokens(tokens, unique))
 
 
 def tokens_to_reach(law, n, loss):
-    """D at which n parameters reach `loss`; inf where they never do."""
-    n = np.asarray(n, float)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        if isinstance(law, KaplanLaw):
-            gap = loss ** (1.0 / law.alpha_D) - (law.Nc / n) ** (law.alpha_N / law.alpha_D)
-            d = law.Dc / gap
-        else:
-            gap = loss - law.E - law.A * n**-law.alpha
-            d = (law.B / gap) ** (1.0 / law.beta)
-    return np.where(gap > 0, d, np.inf)
+    """D at which n parameters reach `loss` under a law; inf where they never do."""
+    return law.tokens_to_reach(n, loss)
 
 
 def lifetime_optimum(law, loss, inference):
@@ -327,7 +364,7 @@ def lifetime_optimum(law, loss, inference):
 
 def parse_law(text):
     """
-    A law from its published name, or from 'E=1.69,A=406.4,B=410.7,alpha=0.34,beta=0.28'.
+    A law from its published name, or from 'E=1.69,A=406.4,B=410.7,alpha=0.34,beta=0.28' (and p=.. for a coupled one).
 
     Raises
     ------
@@ -336,22 +373,22 @@ def parse_law(text):
     """
     if "=" not in text:
         if text not in PUBLISHED:
-            raise UserError(
-                f"law {text!r} is not known; known: {', '.join(PUBLISHED)}, or E=..,A=..,B=..,alpha=..,beta=.."
-            )
+            known = f"{', '.join(PUBLISHED)}, or E=..,A=..,B=..,alpha=..,beta=.. (p=.. for a coupled law)"
+            raise UserError(f"law {text!r} is not known; known: {known}")
         return PUBLISHED[text]
     values = {}
     for part in text.split(","):
         key, _, value = (s.strip() for s in part.partition("="))
-        if key not in ("E", "A", "B", "alpha", "beta"):
-            raise UserError(f"law {text!r}: {key!r} is not one of E, A, B, alpha, beta")
+        if key not in (*LETTERS, "p"):
+            raise UserError(f"law {text!r}: {key!r} is not one of {', '.join(LETTERS)}, p")
         try:
             values[key] = float(value)
         except ValueError:
             raise UserError(f"law {text!r}: {key}={value!r} is not a number") from None
-        if not 0 < values[key] < np.inf:
+        lowest_ok = values[key] > 0 or (key == "E" and values[key] == 0)
+        if not lowest_ok or not np.isfinite(values[key]):
             raise UserError(f"law {text!r}: {key} must be positive and finite")
-    missing = [k for k in ("E", "A", "B", "alpha", "beta") if k not in values]
+    missing = [k for k in LETTERS if k not in values]
     if missing:
         raise UserError(f"law {text!r}: {', '.join(missing)} missing")
     return Law(**values, convention="as given", source="given on the command line")

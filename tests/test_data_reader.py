@@ -18,7 +18,7 @@ from isoflop.options import UserError
 
 
 def test_missing_folder_names_the_command(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere: `python data.py` makes.*--source stdlib` makes data/stdlib_bpe512"):
+    with pytest.raises(UserError, match="nowhere: .*`python data.py` makes.*--source stdlib` makes data/stdlib_bpe512"):
         open_data(tmp_path / "nowhere")
 
 

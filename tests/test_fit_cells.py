@@ -39,7 +39,8 @@ def test_the_first_of_several_usual_names_wins():
 
 
 def test_missing_columns_are_listed():
-    with pytest.raises(UserError, match="needs a loss .* and two of N .*; found a, b; name them with --n_col"):
+    words = "needs columns for a loss .* and two of N .*; its columns are a, b; name them with --n_col"
+    with pytest.raises(UserError, match=words):
         find_columns(["a", "b"], {}, "runs.csv")
     with pytest.raises(UserError, match="--n_col width: no such column in runs.csv; it has N, D, loss"):
         find_columns(["N", "D", "loss"], {"n": "width"}, "runs.csv")

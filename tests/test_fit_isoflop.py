@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from isoflop import laws
-from isoflop.fit.isoflop import fit_isoflop, group_budgets, parabola_bias
+from isoflop.fit.isoflop import expected_bias, fit_isoflop, group_budgets
 from isoflop.fit.table import read
 from isoflop.options import UserError
 
@@ -64,6 +64,15 @@ def test_budgets_without_a_minimum_are_named():
     assert fit.budgets[0].n_opt is None and fit.budgets[2].n_opt > 0
 
 
+def test_outliers_are_named():
+    n, d, c, loss = sweep(0.002, 1, sizes=9)
+    at = np.flatnonzero(c == 1e19)[5]
+    loss[at] *= 1.05
+    fit = fit_isoflop(n, d, c, loss, resamples=0)
+    (warning,) = (w for w in fit.warnings if w.code == "outliers")
+    assert warning.message.endswith("size 6 of 1e+19")
+
+
 def test_refusals():
     n, d, c, loss = sweep()
 
@@ -83,7 +92,7 @@ def test_refusals():
 # ----- truth -----
 
 
-@pytest.mark.parametrize("how", ["local", "akima", "parabola"])
+@pytest.mark.parametrize("how", ["pooled", "local", "akima", "parabola"])
 def test_power_laws_of_a_known_law(how):
     n, d, c, loss = sweep(0.0)
     fit = fit_isoflop(n, d, c, loss, how=how, resamples=0)
@@ -109,10 +118,37 @@ def test_bias_by_construction_is_that_of_the_grid():
     n = LAW.optimum(c)[0] * np.tile(np.geomspace(0.5, 40, 9), 3)  # lopsided and wide
     d = c / 6 / n
     fit = fit_isoflop(n, d, c, LAW.loss(n, d), resamples=0)
-    bias = parabola_bias(fit, LAW, n, d, c)
+    bias = expected_bias(fit, LAW, n, d, c)
     assert bias["surface_a"] == pytest.approx(LAW.exponents()[0])
     assert bias["parabola_a"] == pytest.approx(fit.all_points["a"])
     assert abs(np.log(bias["parabola_n_ratio"])) > 0.1 > 1.5 * abs(np.log(bias["local_n_ratio"]))
+    assert abs(bias["pooled_bias_a"]) < 1e-3 and abs(np.log(bias["pooled_n_ratio"])) < 0.02
+    for v, row in zip(fit.budgets, bias["budgets"], strict=True):
+        assert row["flops"] == v.flops and row["n_ratio"] == pytest.approx(v.n_opt / LAW.optimum(v.flops)[0])
+
+
+def test_expected_bias_of_noisy_runs_is_that_of_their_own_smoothing():
+    n, d, c, loss = sweep(0.004, 2, sizes=9)
+    for how in ("pooled", "local"):
+        fit = fit_isoflop(n, d, c, loss, how=how, resamples=0)
+        bias = expected_bias(fit, LAW, n, d, c)
+        assert len(bias["budgets"]) == 5 and abs(bias[f"{how}_bias_a"]) < 0.01
+    assert expected_bias(fit_isoflop(n, d, c, n, resamples=0), LAW, n, d, c) is None
+
+
+def test_curvature_of_the_optima_is_tested():
+    c = np.repeat(10.0 ** np.arange(17, 21.1, 0.5), 9)
+    x = np.tile(np.linspace(-1.5, 1.5, 9), 9)
+    noise = np.exp(0.002 * np.random.default_rng(0).standard_normal(len(c)))
+    for bend in (0.0, 0.03):
+        u = np.log(c / 1e19)
+        best = 18 + 0.5 * u + 0.5 * bend * u**2
+        loss = (3 - 0.1 * u + 0.1 * x**2) * noise
+        n = np.exp(best + x)
+        fit = fit_isoflop(n, c / 6 / n, c, loss, resamples=400)
+        low, high = fit.curvature["ci95"]
+        assert low < bend < high and fit.curvature["bends"] == (bend > 0)
+        assert fit.curvature["a_high"] - fit.curvature["a_low"] == pytest.approx(bend * np.log(1e4), abs=0.06)
 
 
 # ----- resamples -----
@@ -152,7 +188,7 @@ def test_cs336():
     assert round(low["a"], 4) == 0.4687
     assert np.exp(low["ln_k_n"] + low["a"] * np.log(1e24)) == pytest.approx(206e9, rel=2e-3)
     law = laws.Law(2.69, 1606.4, 3210.7, 0.34, 0.36)
-    bias = parabola_bias(fit, law, table.n, table.d, table.c)
+    bias = expected_bias(fit, law, table.n, table.d, table.c)
     assert np.isclose(bias["parabola_bias_a"], fit.all_points["a"] - law.exponents()[0], atol=1e-7)
     assert abs(fit.a - law.exponents()[0]) <= abs(fit.all_points["a"] - law.exponents()[0])
 

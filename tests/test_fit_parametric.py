@@ -108,6 +108,26 @@ def test_losses_without_a_law_are_refused():
     assert fit.law is None and fit.refusals
 
 
+def test_where_e_runs_to_0_the_law_without_it_answers():
+    law = laws.Law(0.0, 40.0, 9000.0, 0.1, 0.4)
+    n, d, _, loss = isoflop_runs(law, 0.003, 4)
+    fit = fit_parametric(n, d, loss, resamples=200)
+    assert fit.law.E == 0 and fit.family == "hoffmann, E = 0" and "no_floor" in [w.code for w in fit.warnings]
+    assert fit.ci("alpha")[0] < 0.1 < fit.ci("alpha")[1] and fit.ci("E") == (0.0, 0.0)
+    assert 0 < fit.ln_loss_se(n, d) < 0.002 and fit.bootstrap["unconverged"] == 0
+    low = np.arange(len(n)) < 28
+    near = fit_parametric(n[low], d[low], loss[low], resamples=0, near=fit)
+    alone = fit_parametric(n[low], d[low], loss[low], resamples=0)
+    assert np.isclose(near.objective, alone.objective, rtol=1e-6)
+
+
+@needs_reference
+def test_porians_kaplan_set_has_no_floor():
+    t = reference_table("more/porian_owt2_base_long_kaplan_kaplan_train.csv")
+    fit = fit_parametric(t.n, t.d, t.loss, resamples=0)
+    assert fit.law.E == 0 and abs(fit.law.exponents()[0] - 0.864) < 0.01  # published: .8635
+
+
 # ----- draws -----
 
 

@@ -55,16 +55,17 @@ def test_every_dropped_row_has_its_reason(tmp_path):
         "x6,ok,1e6,abc,3": "tokens empty, nan or unparsable",
         "x7,diverged,1e6,2e8,3": "status diverged",
         "x8,OOM,1e6,2e8,3": "status OOM",
+        "x9,blown_up,1e6,2e8,3": "status blown_up",
         "x9,ok,1e6": "tokens empty, nan or unparsable",
         f"r0,ok,{n[0]},{d[0]},{loss[0]}": "exact duplicate",
     }
     table = read([write_runs(tmp_path / "r.csv", good, extra=bad)])
-    assert table.info["rows_read"] == len(n) + 10 and table.info["rows_used"] == len(n)
+    assert table.info["rows_read"] == len(n) + 11 and table.info["rows_used"] == len(n)
     assert [(row["run_id"], row["reason"]) for row in table.info["dropped"]] == [
         (line.split(",")[0], reason) for line, reason in bad.items()
     ]
-    assert [row["row"] for row in table.info["dropped"]] == list(range(len(n) + 1, len(n) + 11))
-    assert sum(table.info["dropped_counts"].values()) == 10
+    assert [row["row"] for row in table.info["dropped"]] == list(range(len(n) + 1, len(n) + 12))
+    assert sum(table.info["dropped_counts"].values()) == 11
 
 
 def test_selection_is_listed(tmp_path):

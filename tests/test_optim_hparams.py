@@ -208,6 +208,24 @@ def test_the_default_rate_follows_the_start_of_the_weights():
         assert hparams.hparams("default", cfg, 1e8, tokens_per_step=4 * B).lr == pytest.approx(2 * rate)
 
 
+def test_no_rule_gives_a_rate_that_breaks_training():
+    """S1's case: 64 sequences on a small budget had a rate of 0.67 by the root of the batch."""
+    mc = ModelConfig(n_layer=1, n_embd=16, vocab_size=512, block_size=128)
+    plan = resolve(mc, TrainConfig(flop_budget=1e9, batch_size=64))
+    assert plan.lr == pytest.approx(4 * 0.045 * 32 / 16)
+    assert any("its rate 0.67 is cut to 0.36" in line for line in plan.warnings())
+    for name in hparams.RULES:
+        for width in (8, 64, 1024):
+            for tokens in (1e4, 1e8, 1e12):
+                for batch in (None, 2**22):
+                    cfg = ModelConfig(1, width, vocab_size=512)
+                    said = hparams.hparams(name, cfg, tokens, batch)
+                    assert said.lr <= max(4 * 1.44 / width, 2**-7)
+                    assert bool(said.cut) == (said.lr == hparams.most_lr(name, cfg))
+    typed = resolve(mc, TrainConfig(flop_budget=1e9, batch_size=64, lr=0.74))
+    assert typed.lr == 0.74 and not any("is cut" in line for line in typed.warnings())
+
+
 def test_unknown_rule():
     with pytest.raises(ValueError, match="--hparams chinchilla is unknown; known: default, mup"):
         hparams.hparams("chinchilla", SMALL, 1e9)

@@ -19,7 +19,7 @@ def test_matrix_rate_falls_with_width_and_the_embedding_rate_does_not():
     rates = []
     for width in (32, 64, 128):
         mc = ModelConfig(1, width, vocab_size=64)
-        lr = hparams.lr_rule(width, 1000, 1e6)
+        lr = hparams.width_lr(ModelConfig(n_embd=width))
         embedding = param_groups.param_groups(GPT(mc), 0.1)[-1]["lr_mult"]
         rates.append((lr * width, lr * embedding))
     assert rates[0] == pytest.approx(rates[1])

@@ -91,7 +91,7 @@ MISTAKES = [
     ("--preset gpt2 --n_embd 2432 --n_head 18 --tokens 1e9", "or --n_head 16 or 19"),
     (f"{RUN} --gpu h300", "--gpu h300 is unknown; known: a100-40gb"),
     ("--flop_budget -1e20", "--flop_budget -1e+20 must be above 0"),
-    ("--flop_budget nan", "--flop_budget nan must be above 0"),
+    ("--flop_budget nan", "--flop_budget nan must be a number above 0"),
     ("--n_layer 2 --n_embd 64 --tokens -5", "--tokens -5 must be at least 1"),
     ("--n_layer 2 --n_embd 64 --tokens 1e8 --max_iters 5", "exactly one of --tokens"),
     ("", "exactly one of --tokens"),

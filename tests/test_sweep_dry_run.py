@@ -131,7 +131,7 @@ def test_the_table_marks_what_is_wrong(tmp_path):
     assert "2.0 h" in lines[2] and lines[2].endswith("!1 !2")
     assert lines[3].split() == ["1e10", "33", "1", "refused", "!3"]
     assert "done" in lines[4]
-    assert lines[5].startswith("!1 under 100 steps: --batch_size") and lines[6].startswith("!2 over 24 GB")
+    assert lines[5].startswith("!1 under 100 steps: a larger budget") and lines[6].startswith("!2 over 24 GB")
     assert lines[7].startswith("!3 refused: --n_embd 33")
     short = dry_run.table(cells, set()).splitlines()[0]
     assert "memory" not in short and "N total" not in short and "time" not in short

@@ -52,6 +52,15 @@ def test_again_draws_nothing_and_another_kind_is_refused(simulated, capsys):
     assert "holds rows of another kind" in err and err.count("\n") == 1
 
 
+def test_two_vocabularies_never_share_a_folder(simulated, capsys):
+    before = (simulated / "runs.csv").read_bytes()
+    flags = ("--simulate", LAW, "--noise", ".003", *GRID, "--sizes", 9, "--vocab_size", 4096, "--out_dir", simulated)
+    assert run_sweep(*flags) == 2
+    err = capsys.readouterr().err
+    assert "holds runs on another text" in err and "name another --out_dir" in err and err.count("\n") == 1
+    assert (simulated / "runs.csv").read_bytes() == before
+
+
 def test_sizes_follow_the_sweep_s_own_fits(simulated):
     """The second and later budgets are centred on the fit of those below, and a rerun finds the same cells."""
     law, kept = laws.parse_law(LAW), json.loads((simulated / "grid.json").read_text())

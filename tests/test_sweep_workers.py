@@ -157,3 +157,14 @@ def test_a_worker_s_full_disk_ends_the_sweep(tmp_path, monkeypatch):
         workers.Pool._answer(pool, 1, "0", late=False)
     assert workers.Pool._answer(pool, 2, "0", late=False) is None
     assert workers.Pool._answer(pool, 2, "0", late=True)["status"] == "died"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
+@pytest.mark.parametrize("flags", [["--sweeps", "lrs"], ["--sweeps", "trunks", "--signal", "TERM"]])
+def test_sweeps_under_torchrun_survive_kills(toy_data, flags):
+    """A rank or torchrun itself is killed while a cell runs; the same command ends with the rows of undisturbed."""
+    done = run_script("bench/bench_sweep_kills.py", "--kills", 1, "--data_dir", toy_data, *flags, timeout=1200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("'kills': 1") == done.stdout.count("'resumed': 1") == 6
+    assert done.stdout.count("'fatal errors': 0") == 6

@@ -20,6 +20,7 @@ import train as train_module
 from isoflop.config import ModelConfig
 from isoflop.data import reader
 from isoflop.distributed import DistributedEnv
+from isoflop.files import folder_lock
 from isoflop.train import checkpoint
 from isoflop.train.validation import evaluate
 from model import load_model
@@ -108,6 +109,47 @@ def test_divergence_is_a_row(toy_data, tmp_path):
     assert record.flops == 6 * record.n_params_matmul * record.tokens
     assert "diverged" in record.summary()
     assert record_of(tmp_path / "run")["status"] == "diverged"
+
+
+@pytest.mark.parametrize("flags", [dict(lr=5.0), dict(beta2=0.0)])
+def test_a_loss_above_a_uniform_guess_is_blown_up(toy_data, tmp_path, flags):
+    record = train(MC, small_run(toy_data, tmp_path / "run", **flags), quiet=True)
+    assert record.status == "blown_up" and record.val_loss > math.log(257)
+    found = record_of(tmp_path / "run")
+    assert (found["status"], found["val_loss"]) == ("blown_up", record.val_loss)
+    assert "of a uniform guess; lower --lr" in record.summary()
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_finished_run_is_shown_and_not_run_again(toy_data, tmp_path, capsys):
+    flags = [*SMALL_FLAGS, "--max_iters", "20", "--batch_size", "4", "--data_dir", toy_data]
+    flags += ["--out_dir", str(tmp_path / "run")]
+    assert train_module.main(flags) == 0
+    first, summary = record_of(tmp_path / "run"), capsys.readouterr().out.splitlines()[-1]
+    for more in ([], ["--resume"]):
+        assert train_module.main([*flags, *more]) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert "finished already; --overwrite runs it again" in shown[0] and shown[1:] == [summary]
+        assert record_of(tmp_path / "run") == first
+    assert train_module.main([*flags, "--overwrite"]) == 0
+    assert "step 00020/00020" in capsys.readouterr().out
+    (tmp_path / "run" / "model.safetensors").unlink()  # as a full disk leaves it: the same command makes them
+    assert train_module.main(flags) == 0
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    record = record_of(tmp_path / "run") | {"val_loss": None}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    with pytest.raises(SystemExit):
+        train_module.main(flags)
+    assert "run.json is damaged; --overwrite runs the run again" in capsys.readouterr().err
+
+
+def test_one_process_holds_a_folder(toy_data, tmp_path, capsys):
+    flags = [*SMALL_FLAGS, "--max_iters", "20", "--batch_size", "4", "--data_dir", toy_data]
+    with folder_lock(tmp_path / "run", "train.py"), pytest.raises(SystemExit) as stop:
+        train_module.main([*flags, "--out_dir", str(tmp_path / "run")])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and "is in use by another train.py (process" in err and err.count("\n") == 1
+    assert train_module.main([*flags, "--out_dir", str(tmp_path / "run")]) == 0, "a lock that was let go blocks nobody"
 
 
 def test_a_record_is_not_buried(toy_data, tmp_path):
@@ -221,6 +263,7 @@ def test_mistake_under_torchrun_is_said_once(toy_data, script):
     done = torchrun(script, 2, "train.py", "--flop_budget", 0, "--data_dir", toy_data)
     assert done.returncode != 0
     assert done.stderr.count("train.py: error:") == 1
+    assert "exitcode  : 2 (pid" in done.stderr.split("Root Cause")[1], "rank 0's own status is in torchrun's report"
 
 
 # ----- signals, memory, lost ranks -----
@@ -240,7 +283,7 @@ def wait_for(path, text, seconds=300):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_names_the_command_that_resumes(toy_data, tmp_path, script, number):
     run = start(tmp_path, "train.py", *SMALL_FLAGS, "--max_iters", 20000, "--log_every", 20, "--batch_size", 4,
                 "--data_dir", toy_data, "--out_dir", tmp_path / "run")  # fmt: skip
@@ -264,6 +307,7 @@ def test_a_signal_to_torchrun_saves_too(toy_data, tmp_path):
     run.send_signal(signal.SIGTERM)
     assert run.wait(timeout=300) != 0
     assert checkpoint.find(tmp_path / "run", "auto").step >= 40
+    assert "_enter_buffered_busy" not in (tmp_path / "out.txt").read_text()
     assert "torchrun --nproc_per_node=2 train.py" in (tmp_path / "out.txt").read_text()
 
 

@@ -175,10 +175,13 @@ def test_a_disk_without_room_for_the_weights_keeps_the_record(toy_data, tmp_path
     assert record.status == "ok"
     assert record_of(tmp_path / "run") == dataclasses.asdict(record)
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["log.jsonl", "run.json", "tokenizer.json"]
-    assert "the weights could not be written" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"{tmp_path}/run/model.safetensors could not be written (No space left on device); make room" in shown
+    assert "the run continues" not in shown
     monkeypatch.setattr(checkpoint, "write_text", lambda path, text: full(None, path))
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="log.jsonl"):
         train(MC, config(toy_data, tmp_path / "other"))
+    assert record_of(tmp_path / "other")["val_loss"] == record.val_loss, "the record is written first"
     shown = next(x for x in capsys.readouterr().out.splitlines() if x.startswith('{"run_id"'))
     assert json.loads(shown)["val_loss"] == record.val_loss, "the record is on the screen, if nowhere else"
 
@@ -187,3 +190,23 @@ def test_old_checkpoints_go(toy_data, tmp_path):
     train(MC, config(toy_data, tmp_path / "run", ckpt_every=6), quiet=True)
     left = [p.name for p in checkpoint.all_in(tmp_path / "run" / "checkpoints")]
     assert left == ["step_00000030", "step_00000036"]
+
+
+@pytest.mark.parametrize("limit, status, left", [(30_000, 1, ["log.jsonl", "loss.png", "run.json", "tokenizer.json"]),
+                                                 (1000, 2, [])])  # fmt: skip
+def test_files_that_may_not_grow(toy_data, tmp_path, limit, status, left):
+    """A real limit on the size of files: room for the record and not for the weights, then for neither."""
+    code = "import resource, sys, train; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); "
+    code += "sys.exit(train.main(sys.argv[2:]))"
+    flags = [*SMALL_FLAGS, "--max_iters", 20, "--batch_size", 4, "--data_dir", toy_data, "--out_dir", tmp_path / "run"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *map(str, [limit, *flags])]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == status and "Traceback" not in done.stderr, done.stdout + done.stderr
+    there = {p.name for p in (tmp_path / "run").iterdir()} - {".lock"}
+    assert there - {"loss.png"} == set(left) - {"loss.png"}
+    if left:
+        assert "model.safetensors could not be written" in done.stdout and "make room" in done.stdout
+        assert record_of(tmp_path / "run")["status"] == "ok"
+    else:
+        assert f"{tmp_path}/run/run.json: File too large" in done.stderr and done.stderr.count("\n") == 1

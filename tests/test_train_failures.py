@@ -6,7 +6,31 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from isoflop.train.failures import find_micro_batch, note_failure, status_of
+from isoflop.train.failures import blown_up, find_micro_batch, note_failure, status_of
+
+LONG = SimpleNamespace(steps=100, warmup_steps=10, tokens=100_000)
+FALLING = [5.0, 4.0, 3.5, 3.3, 3.2, 3.1, 3.0, 3.0, 3.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    "val_loss, tenths, plan, expected",
+    [
+        (3.0, FALLING, LONG, False),
+        (6.3, FALLING, LONG, True),  # above ln 512 = 6.24
+        (6.2, FALLING, LONG, False),
+        (4.0, [9.0, 4.0, 3.2, 3.0, 3.0, 3.1, 3.3, 3.4, 3.6, 4.0], LONG, True),  # rose by 1 from its lowest tenth
+        (3.4, [9.0, 4.0, 3.2, 3.0, 3.0, 3.1, 3.3, 3.4, 3.4, 3.4], LONG, False),  # by 0.4
+        (3.0, [9.0, 4.0, 3.2, 5.0, 6.0, 5.1, 3.3, 3.1, 3.0, 3.0], LONG, False),  # a spike that it came down from
+        (5.0, [1.0, *[5.0] * 9], LONG, False),  # the warm-up does not count
+        (4.0, [9.0, *[3.0] * 8, 4.0], SimpleNamespace(steps=100, warmup_steps=10, tokens=9000), False),  # noise
+    ],
+)
+def test_a_loss_that_is_no_result(val_loss, tenths, plan, expected):
+    for log_every in (1, 5, 10):  # whatever the interval of the log
+        curve = []
+        for step in range(log_every, 101, log_every):
+            curve.append({"step": step, "loss": tenths[(step - 1) // 10]})
+        assert blown_up(val_loss, curve, plan, 512) is expected
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_total_batch_size_hides_the_number_of_processes():
 
 def test_warnings_name_the_flag():
     few = resolve(MC, TrainConfig(flop_budget=1e10, batch_size=16), train_tokens=10**6)
-    assert few.steps < 100 and "--batch_size" in few.warnings()[0]
+    assert few.steps < 100 and "for 100 or more: --batch_size 4" in few.warnings()[0]
     repeats = resolve(MC, TrainConfig(flop_budget=1e11), train_tokens=290_881)
     assert repeats.epochs == pytest.approx(2) and "2.00 epochs" in repeats.warnings()[0]
     assert "from step 253 on" in repeats.warnings()[0]
@@ -158,3 +158,38 @@ def test_plans_refused():
         resolve(MC, TrainConfig(max_iters=5, total_batch_size=1000), world_size=2)
     with pytest.raises(ValueError, match="more than the 500 of the training text"):
         resolve(MC, TrainConfig(max_iters=5, batch_size=4), train_tokens=500)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"flop_budget": 1e10, "batch_size": 16},
+        {"flop_budget": 1e9},  # the rule's batch is one sequence
+        {"flop_budget": 1e9, "batch_size": 1},
+        {"flop_budget": 1e8, "total_batch_size": 1024},
+        {"flop_budget": 1e10, "total_batch_size": 2048},
+        {"tokens_per_param": 0.02, "batch_size": 4},
+        {"max_iters": 7, "batch_size": 1},
+        {"flop_budget": 1.2e10, "hparams": "nanochat"},
+    ],
+)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_advice_for_few_steps_gives_a_hundred_when_followed(flags, processes):
+    plan = resolve(MC, TrainConfig(**flags), processes)
+    assert plan.steps < 100
+    words = plan.more_steps.split()
+    assert words and plan.warnings()[-1].endswith(f"for 100 or more: {plan.more_steps}")
+    advised = {}
+    for name, value in zip(words[::2], words[1::2], strict=True):
+        advised[name.removeprefix("--")] = float(value) if "." in value or "e" in value else int(value)
+    assert advised.items() - flags.items() == advised.items(), "what is advised differs from what was given"
+    followed = resolve(MC, TrainConfig(**{**flags, **advised}), processes)
+    assert followed.steps >= 100 and not followed.more_steps
+
+
+def test_less_than_half_a_step_names_the_budget_of_one():
+    with pytest.raises(ValueError, match="raise it .one step: 2.21e.07., or lower --block_size$"):
+        resolve(MC, TrainConfig(flop_budget=1e7, batch_size=1))
+    assert resolve(MC, TrainConfig(flop_budget=2.21e7, batch_size=1)).steps == 1
+    with pytest.raises(ValueError, match="or lower --batch_size or --block_size$"):
+        resolve(MC, TrainConfig(flop_budget=1e7, batch_size=2))

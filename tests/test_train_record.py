@@ -62,6 +62,15 @@ def test_summary_is_one_line():
     assert "(2,560 tok/s, mfu 38.1%)" in record.RunRecord(**values | dict(mfu=0.381)).summary()
     diverged = record.RunRecord(**values | dict(status="diverged")).summary()
     assert diverged == "abc | diverged after 40 steps; lower --lr (0.02 was used)"
+    values |= dict(status="blown_up", vocab_size=512, beta2=0.95, steps=400)
+    above = record.RunRecord(**values | dict(val_loss=7.86, beta2=0.0, steps=4)).summary()
+    assert above == (
+        "abc | blown_up: val loss 7.86 is above the 6.2383 of a uniform guess; lower --lr (0.02 was used), "
+        "raise --beta2 (0 was used), or train for more steps (4 were done)"
+    )
+    rose = record.RunRecord(**values | dict(train_loss=4.5)).summary()
+    assert rose == "abc | blown_up: the train loss rose for good, to 4.5; lower --lr (0.02 was used)"
+    values |= dict(steps=40)
     assert record.RunRecord(**values | dict(status="oom")).summary() == "abc | oom after 40 steps"
 
 

@@ -25,7 +25,7 @@ NO_LIMIT = "leave it out for no limit"
 @dataclass(frozen=True)
 class DataConfig:
     source: str | tuple[str, ...] = option("fineweb", "see above (default: fineweb)", group="source")
-    mix: tuple[str, ...] | None = option(None, "several sources, SOURCE=SHARE of the bytes, ...")
+    mix: tuple[str, ...] | None = option(None, "several sources, each with its share of the bytes")
     dataset: str | None = option(None, "another hub dataset for --source fineweb")
     config: str | None = option(None, f"its configuration, or none (FineWeb's: {HUB_CONFIG})")
     split: str = option("train", "its split on the hub")
@@ -34,13 +34,13 @@ class DataConfig:
     bpe_sample: int = option(2**26, "bytes of text to train bpe:V on", min=1, max=2**40)
     out_dir: str | None = option(None, "data folder (default: data/SOURCE_TOKENIZER)", group="output")
     num_docs: int | None = option(
-        None, f"most documents (default: hub {FINEWEB_DOCS:,}, else all)", min=1, max=2**40, hint=NO_LIMIT
+        None, f"at most so many (default: hub {FINEWEB_DOCS:,}, else all)", min=1, max=2**40, hint=NO_LIMIT
     )
-    num_tokens: int | None = option(None, "stop at so many tokens", min=1, max=2**50, hint=NO_LIMIT)
+    num_tokens: int | None = option(None, "stop at this many tokens", min=1, max=2**50, hint=NO_LIMIT)
     shard_tokens: int = option(100_000_000, "tokens in a file", min=1, max=2**40)
-    val_fraction: float = option(0.055, "share of the validation documents", above=0, below=1)
-    hub_timeout: float = option(60.0, "seconds without a document to wait", group="source", above=0, max=1e6)
-    append: bool = option(False, "add to a folder with smaller limits", group="output")
+    val_fraction: float = option(0.055, "share of documents that go to validation", above=0, below=1)
+    hub_timeout: float = option(60.0, "seconds to wait for the next document", group="source", above=0, max=1e6)
+    append: bool = option(False, "add to a folder made with smaller limits", group="output")
     overwrite: bool = option(False, "replace a damaged or different data folder")
 
     def __post_init__(self):

@@ -383,8 +383,9 @@ def open_data(folder: str | Path) -> TokenData:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(
-            f"no data folder {folder}: `python data.py` makes data/fineweb_gpt2, `python data.py --source stdlib` "
-            f"makes data/stdlib_bpe512 with no download; name the one you have with --data_dir"
+            f"no data folder {folder}: name one that exists (for training, with --data_dir), or make one: "
+            "`python data.py` makes data/fineweb_gpt2, `python data.py --source stdlib` makes data/stdlib_bpe512 "
+            "with no download"
         )
     files = foreign_files(folder)
     if files is not None:

@@ -165,8 +165,8 @@ def source_files(source: str | tuple[str, ...]) -> list[str]:
             hits = glob.glob(pattern, recursive=True)
         if not hits:
             raise UserError(
-                f"--source {pattern} must be fineweb, fineweb-edu, stdlib, python, hub:NAME, - (standard input), or "
-                f"a file, glob or folder of {kinds} files (.jsonl and .txt also as .gz and .zst)"
+                f"--source {pattern}: no such {kinds} file; it must be fineweb, fineweb-edu, stdlib, python, hub:NAME, "
+                "- (standard input), or a file, glob or folder of such files (.jsonl and .txt also as .gz and .zst)"
             )
         found.update(hits)
     for path in sorted(found):

@@ -13,7 +13,12 @@ import numpy as np
 from isoflop.display import flops, si, sig
 
 DPI = 150
-COLOURS = {"isoflop": "#0072B2", "parametric": "#D55E00", "envelope": "#009E73"}  # Okabe and Ito's, safe for all eyes
+COLOURS = {
+    "isoflop": "#0072B2",
+    "parametric": "#D55E00",
+    "envelope": "#009E73",
+    "forecast": "#E69F00",
+}  # Okabe and Ito's, safe for all eyes
 RC = {
     "font.size": 13,
     "axes.titlesize": 14,

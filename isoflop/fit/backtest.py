@@ -74,7 +74,8 @@ def _predict_budget(table, held, fitted, tol, delta, how, near):
     n, d, c, loss = table.n[fitted], table.d[fitted], table.c[fitted], table.loss[fitted]
     held_n, held_d, held_c, held_loss = table.n[held], table.d[held], table.c[held], table.loss[held]
     at = float(np.exp(np.log(held_c).mean()))
-    own = fit_isoflop(held_n, held_d, held_c, held_loss, np.full(len(held), at), 1.0, how, 0)
+    alone = "local" if how == "pooled" else how  # one budget has nothing to be pooled with
+    own = fit_isoflop(held_n, held_d, held_c, held_loss, np.full(len(held), at), 1.0, alone, 0)
     own = next((budget for budget in own.budgets if budget.status == "ok"), None)
     base = {"flops": at, "flops_fitted": float(c.max()), "log_distance": float(np.log(at / c.max()))}
     base |= {"n_fit": int(fitted.sum()), "n_runs": len(held), "n_opt_actual": own.n_opt if own else None}

@@ -185,7 +185,7 @@ def find_columns(header, named, path, need_loss=True):
         if len(header) > 20:
             shown += " ..."
         raise UserError(
-            f"{path}: needs {' and '.join(missing)}; found {shown}; "
+            f"{path}: needs columns for {' and '.join(missing)}; its columns are {shown}; "
             "name them with --n_col, --d_col, --c_col, --loss_col"
         )
     for extra in ("flop_budget", "flops_exact", "lr_on_edge", *CONVENTIONS):

@@ -102,7 +102,7 @@ def draw_residuals(result, arrays):
         ax.axhline(0, color="black", lw=1)
     for ax in axes[:, 0]:
         ax.set_ylabel("residual of ln L (%)")
-    spread, count = 1.4826 * np.median(np.abs(residual - np.median(residual))), int(far.sum())
+    spread, count = 100 * result["parametric"]["sigma_ln_loss"], int(far.sum())
     outliers = "1 outlier" if count == 1 else f"{count} outliers"
     title = f"Residuals of the parametric fit: robust sd {sig(spread, 2)}%, {outliers} (over 5 MAD)"
     fig.suptitle(f"{title}\n{convention(result)}", fontsize=14)

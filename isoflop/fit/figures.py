@@ -41,7 +41,6 @@ from isoflop.fit.result import (
     convention,
     law_of,
     optimum_of,
-    point,
     points,
     rows_of,
     section,
@@ -63,7 +62,7 @@ LATER = {"marker": "X", "s": 110, "color": "#CC79A7", "edgecolors": "black", "li
 MEASURED = {"fmt": "o", "ms": 7, "mec": "black", "mew": 0.7, "capsize": 3, "zorder": 4, "label": "optimum of a budget"}
 LINES = {"isoflop": "-", "parametric": "--", "envelope": "-."}
 # entries of legends
-PREDICTED = "prediction, 95% interval of a new run", {"marker": "D", "ms": 7, "mfc": "0.7", "mec": "black"}
+PREDICTED = "forecast, 95% interval of a new run", {"marker": "D", "ms": 7, "mfc": "0.7", "mec": "black"}
 OPTIMUM = "optimum, from the nearest runs", {"marker": "*", "ms": 15, "mfc": "0.6", "mec": "black"}
 LEFT_OUT = "lowest run, but no inner minimum: left out", {"marker": "o", "ms": 9, "mfc": "white", "mec": "0.45"}
 PARAMETRIC = "parametric fit", {"ls": "--", "color": "0.3"}
@@ -306,7 +305,7 @@ def _write_ratios(ax, result, method, rows, places):
 def draw_loss(result, arrays):
     """Loss against compute: all runs or their training curves, and the least loss."""
     c, n, loss, curve = arrays["c"], arrays["n"], arrays["loss"], arrays.get("curve") or {}
-    rows = [row for row in rows_of(result, "flops") if point(row.get("loss")) is not None]
+    rows = result.get("forecast") or []
     fig, ax = figure()
     shade = colour_bar(fig, ax, n, N_AXIS, size_tick)
     which = np.unique(curve.get("run", ()))
@@ -324,11 +323,9 @@ def draw_loss(result, arrays):
 
     start, end = min([*c, *curve.get("c", ())]), max([*c, *(row["flops"] for row in rows)])
     lowest = [loss.min(), *_draw_least_loss(ax, result, np.geomspace(start, end * 1.3, 300))]
-    for method in METHODS:
-        _band(ax, arrays, method, "loss")
     beyond = [row for row in rows if row["flops"] > c.max()]
     for row in beyond:
-        lowest += _diamond(ax, row, "loss", row["flops"])
+        lowest += _diamond(ax, {**row, "method": "forecast"}, "loss", row["flops"])
     later_c, later_loss = _measured_later(result)
     if later_c:
         ax.scatter(later_c, later_loss, label="measured later (--predict_runs)", **LATER)
@@ -349,12 +346,12 @@ def _draw_least_loss(ax, result, grid):
         e, k, g = fit
         y = e + k * grid**-g
         text = f"$L = {sig(e)} + {coefficient(k)}\\,C^{{-{sig(g)}}}$"
-        ax.plot(grid, y, color="black", lw=1.8, zorder=3, label=text)
+        ax.plot(grid, y, color="black", lw=1, zorder=3, label=text)
         ends.append(y[-1])
     law, cost = law_of(result)
     if law is not None:
         y = law.frontier_loss(grid, cost)
-        ax.plot(grid, y, "--", color=COLOURS["parametric"], lw=2, zorder=3, label="least loss of the parametric fit")
+        ax.plot(grid, y, "--", color=COLOURS["parametric"], lw=1, zorder=3, label="least loss of the parametric fit")
         ends.append(y[-1])
     return ends
 

@@ -23,11 +23,40 @@ QUANTITIES = {
     "tokens_per_param": ("D/N", sig),
     "loss": ("loss", fixed),
 }
+FORECAST = (("loss", fixed), ("n_opt", size), ("d_opt", size), ("tokens_per_param", sig))
+LETTERS = ("E", "A", "B", "alpha", "beta", "p")
 QUESTIONS = {  # of predictions -> key of what was asked, title of its table, number as text
     "flops": ("flops", "C = {} FLOPs", flops),
     "params": ("params", "N = {}", size),
     "target_loss": ("target_loss", "loss = {}", sig),
 }
+
+
+def forecast_answer(result):
+    """(header, rows) of the forecast: one line per compute, pi95 below it, or no rows where nothing can be said."""
+    rows = []
+    for row in result.get("forecast") or []:
+        rows.append([flops(row["flops"]), *(form(row[key]["point"]) for key, form in FORECAST)])
+        for which in ("ci95", "pi95"):
+            ends = [interval(row[key][which], form) for key, form in FORECAST]
+            if any(ends):
+                rows.append([f"  {which}", *ends])
+    return ["forecast at C", "loss", "N*", "D*", "D/N"], rows
+
+
+def forecast_source(result):
+    """Where the forecast comes from, as a sentence."""
+    rows = result.get("forecast") or []
+    if not rows:
+        return ""
+    if rows[0]["method"] == "isoflop":
+        return "forecast by the line through the isoFLOP minima; single runs by the coupled law, moved to agree with it"
+    coupled = result["coupled"]
+    marked = [name for name in LETTERS if (coupled.get(name) or {}).get("prior")]
+    text = f"forecast by the {coupled['family']} law with weak priors from public sweeps: fewer than 3 isoFLOP minima"
+    if marked:
+        text += f"; {', '.join(marked)} come mostly from the prior"
+    return text
 
 
 def answers(result):

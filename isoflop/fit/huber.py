@@ -172,7 +172,7 @@ def jacobian(theta, x, has_e):
 # ----- minimiser -----
 
 
-def newton(theta, objective, metric, scale, max_iter=200):
+def newton(theta, objective, metric, scale, max_iter=200, tol=0.1 * GRADIENT_TOL):
     """
     Minimise B problems from B starts by damped Newton steps (Levenberg-Marquardt on the exact Hessian).
 
@@ -188,6 +188,8 @@ def newton(theta, objective, metric, scale, max_iter=200):
     metric : (P, P) array
     scale : float
         Norm of the largest gradient that the objective can have.
+    tol : float
+        Relative norm of the gradient at which a problem is done.
 
     Returns
     -------
@@ -201,7 +203,7 @@ def newton(theta, objective, metric, scale, max_iter=200):
 
     f, g, hess = objective(theta, np.arange(len(theta)))
     gn, lam = norm(g), np.full(len(theta), 1e-2)
-    live = np.flatnonzero(gn > GRADIENT_TOL * 0.1)
+    live = np.flatnonzero(gn > tol)
     for _ in range(max_iter):
         if not len(live):
             break
@@ -225,7 +227,7 @@ def newton(theta, objective, metric, scale, max_iter=200):
             # damp by how well the step was predicted
             shrink = np.where(ratio > 0.75, 0.125, np.where(ratio < 0.25, 2.0, 1.0))
             lam[at] = np.where(good, lam[at] * shrink, np.maximum(4 * lam[at], 1e-6))
-        live = live[(gn[live] > GRADIENT_TOL * 0.1) & (lam[live] < 1e12)]
+        live = live[(gn[live] > tol) & (lam[live] < 1e12)]
     return theta, f, gn
 
 

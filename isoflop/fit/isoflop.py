@@ -12,16 +12,16 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from isoflop.fit.huber import PERCENTILES, RESAMPLES, Refusal, resample_budget, resample_counts
-from isoflop.fit.minima import METHODS, MIN_SIZES, STATUS, Minima, curve_minima
+from isoflop.fit.budgets import BUDGET_TOL, MANY_ROWS, BudgetRuns, at_common_compute, group_budgets
+from isoflop.fit.huber import PERCENTILES, RESAMPLES, Refusal, resample_budget
+from isoflop.fit.minima import EDGE, METHODS, MIN_SIZES, STATUS, Curve, Minima, PooledFit, curve_minima, fit_pooled
 from isoflop.laws import SIX_ND
 from isoflop.options import UserError
 
-BUDGET_TOL = 0.1  # runs within this of a common C (as a ratio, either side) share a budget
-MAX_BUDGETS = 200
-MANY_ROWS = 2000  # of one budget: beyond it resampling runs is replaced by its normal limit
-MAX_SIZES = 200  # of one budget: beyond it sizes are rounded together
 AKIMA_RESAMPLES = 200  # scipy interpolates one resample at a time
+POOLED = ("ok", "extrapolated")  # status of the budgets that fit_pooled was given
+MIN_CURVATURE = 4  # budgets
+MIN_DRAWS = 100
 MAX_LOST = 0.25  # share of resamples without a line, above which there is no interval
 
 
@@ -50,10 +50,12 @@ class IsoflopFit:
     b: float | None = None
     ln_k_d: float | None = None
     scatter: float | None = None  # sd of ln N_opt about its line
+    curvature: dict = field(default_factory=dict)  # see _curvature
     draws: dict = field(default_factory=dict)  # a, ln_k_n, b, ln_k_d (B,); loss (B, budgets ok)
     all_points: dict = field(default_factory=dict)  # the parabola over all sizes: a, b, ln_k_n, ln_k_d, n_opt
     lowest_runs: dict = field(default_factory=dict)  # the lowest run of every budget as its optimum: same keys
     lost: float = 0.0  # share of resamples without a line
+    pooled: PooledFit | None = None  # of the budgets "ok" and "extrapolated", by rising C; method "pooled" only
     refusals: tuple = ()
     warnings: tuple = ()
 
@@ -63,137 +65,60 @@ class IsoflopFit:
         return np.exp(self.ln_k_n + self.a * ln_c), np.exp(self.ln_k_d + self.b * ln_c)
 
 
-# ----- runs of one budget -----
-
-
-def group_budgets(c, tol=BUDGET_TOL, min_runs=3):
-    """
-    Rows that share a budget, by the densest windows of ln C (never by equality: budgets are met to within a step).
-
-    Parameters
-    ----------
-    c : (R,) array
-        FLOPs of each run (or the requested budget).
-    tol : float
-        Half-width of a window in ln C.
-
-    Returns
-    -------
-    list of index arrays, by rising C; rows in no window belong to no budget.
-    """
-    x = np.log(np.asarray(c, float))
-    bins, place = np.unique(np.round(x, 4), return_inverse=True)  # compressed, so that a million rows cost nothing
-    counts = np.bincount(place).astype(float)
-    groups = []
-    while len(groups) < MAX_BUDGETS:
-        cumulative = np.r_[0.0, np.cumsum(counts)]
-        end = np.searchsorted(bins, bins + 2 * tol + 1e-9, side="right")
-        inside = cumulative[end] - cumulative[:-1]
-        i = int(np.argmax(inside))
-        if inside[i] < min_runs:
-            break
-        take = np.zeros(len(bins), bool)
-        take[i : end[i]] = True
-        groups.append(np.flatnonzero(take[place] & (counts[place] > 0)))
-        counts[i : end[i]] = 0.0
-    return sorted(groups, key=lambda rows: x[rows].mean())
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The R runs of one budget, collapsed to S distinct sizes. Differences in C are removed along N ~ C**0.5."""
-
-    rows: np.ndarray  # (R,) indices
-    ln_c: float  # mean over the runs
-    off: np.ndarray  # (R,) ln C of each run minus ln_c
-    ln_n: np.ndarray  # (S,) rising
-    ln_d: np.ndarray  # (S,)
-    size: np.ndarray  # (R,) index of each run's size
-
-    @classmethod
-    def of(cls, n, d, c, rows):
-        ln_c = np.log(c[rows])
-        off = ln_c - ln_c.mean()
-        off = np.where(np.abs(off) < 1e-6, 0.0, off)
-        ln_n = np.log(n[rows]) - 0.5 * off  # the minimum moves so, to first order
-        finest = 3 if np.ptp(off) > 0 else 6
-        for decimals in (finest, 2, 1):
-            values, size = np.unique(np.round(ln_n, decimals), return_inverse=True)
-            if len(values) <= MAX_SIZES:
-                break
-        count = np.bincount(size)
-        x = np.bincount(size, ln_n) / count
-        ln_d = np.bincount(size, np.log(d[rows]) - 0.5 * off) / count
-        return cls(rows, ln_c.mean(), off, x, ln_d, size)
-
-    def tokens(self, ln_n):
-        """ln D at ln N, read along the budget's own runs."""
-        return np.interp(ln_n, self.ln_n, self.ln_d)
-
-    def mean_losses(self, loss):
-        """Mean loss of each size (1, S), and how many runs it has (1, S). loss (R,)."""
-        count = np.bincount(self.size).astype(float)
-        return (np.bincount(self.size, loss) / count)[None], count[None]
-
-    def resampled_losses(self, loss, resamples, rng):
-        """mean_losses() of B resamples of the runs: (B, S) each. Of many runs the means are drawn as normals."""
-        (mean,), (count,) = self.mean_losses(loss)
-        n_sizes = len(mean)
-        if len(loss) > MANY_ROWS:
-            spread = np.bincount(self.size, (loss - mean[self.size]) ** 2, n_sizes) / np.maximum(count - 1, 1)
-            spread = np.where(count > 1, spread, (count * spread).sum() / count.sum())
-            mean = mean + np.sqrt(spread / count) * rng.standard_normal((resamples, n_sizes))
-            return mean, np.broadcast_to(count, mean.shape)
-        onto = np.zeros((len(loss), n_sizes))
-        onto[np.arange(len(loss)), self.size] = 1.0
-        times = resample_counts(rng, len(loss), resamples)
-        count = times @ onto
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(count > 0, (times * loss) @ onto / count, loss.mean()), count
-
-
-def _at_common_compute(curves, loss):
-    """
-    The losses of each curve's runs as if every run had its budget's mean C: a list of (R,) arrays.
-
-    The slope of loss in ln C is that of a parabola (a line through two) through the lowest loss of each budget, never
-    upwards. A slope fitted within budgets would take a curve that is no parabola for an effect of C, a hundred times
-    the real one where budgets are met to within a step. One budget alone gives none.
-    """
-    own = [loss[curve.rows] for curve in curves]
-    widest = max(np.abs(curve.off).max() for curve in curves)
-    if widest == 0 or len(curves) < 2:
-        return own
-    ln_c = np.array([curve.ln_c for curve in curves])
-    lowest = [values.min() for values in own]
-    trend = np.polyfit(ln_c - ln_c.mean(), lowest, min(2, len(lowest) - 1))
-    slopes = np.minimum(0.0, np.polyval(np.polyder(trend), ln_c - ln_c.mean()))
-    return [values - curve.off * slope for values, curve, slope in zip(own, curves, slopes, strict=True)]
+# ----- minima of all budgets -----
 
 
 def _optima(curves, loss, method, resamples=0, rng=None):
-    """
-    Minima and ln D_opt of G curves, (B, G) each: of the runs themselves (B = 1), or of resamples within each budget.
-
-    ln D_opt is nonsense where the minimum is not ok.
-    """
-    found, ln_d = [], []
-    for curve, own in zip(curves, _at_common_compute(curves, loss), strict=True):
+    """Minima of G curves, (B, G): of the runs themselves (B = 1), or of resamples within each budget."""
+    found = []
+    for curve, own in zip(curves, at_common_compute(curves, loss), strict=True):
         if resamples:
             mean, runs = curve.resampled_losses(own, resamples, rng)
         else:
             mean, runs = curve.mean_losses(own)
-        minima = curve_minima(curve.ln_n, mean, runs, method)
-        found.append(minima)
-        ln_d.append(curve.tokens(np.where(np.isfinite(minima.ln_n), minima.ln_n, 0.0)))
-    columns = [np.stack([getattr(m, k) for m in found], 1) for k in ("ln_n", "loss", "status")]
-    return Minima(*columns), np.stack(ln_d, 1)
+        found.append(curve_minima(curve.ln_n, mean, runs, method))
+    return Minima(*(np.stack([getattr(m, k) for m in found], 1) for k in ("ln_n", "loss", "status")))
+
+
+def _pooled_optima(curves, loss, resamples, rng):
+    """
+    By fit_pooled, over the curves whose lowest run is inside: Minima of the runs, of draws or None, and the PooledFit.
+
+    Draws add noise to the runs instead of resampling them: a budget has too few to spare any.
+    """
+    n_curves, smooth = len(curves), []
+    inside = np.full(n_curves, False)
+    for g, (curve, own) in enumerate(zip(curves, at_common_compute(curves, loss), strict=True)):
+        (mean,), (runs,) = curve.mean_losses(own)
+        if 0 < np.argmin(mean) < len(mean) - 1:
+            inside[g] = True
+            smooth.append(Curve(curve.ln_c, curve.ln_n, np.log(mean), runs))
+
+    def spread_out(found, draws):
+        ln_n, value = np.full((draws, n_curves), np.nan), np.full((draws, n_curves), np.nan)
+        status = np.full((draws, n_curves), EDGE)
+        ln_n[:, inside], value[:, inside], status[:, inside] = found.ln_n, found.loss, found.status
+        return Minima(ln_n, value, status)
+
+    if not smooth:
+        nowhere = Minima(*(np.zeros((1, 0)),) * 3)
+        return spread_out(nowhere, 1), None, None
+    pooled, drawn = fit_pooled(smooth), None
+    if resamples:
+        drawn = spread_out(pooled.draw(resamples, rng), resamples)
+    return spread_out(pooled.minima(), 1), drawn, pooled
+
+
+def _tokens(curves, ln_n):
+    """ln D at minima (B, G), read along each budget's own runs; nonsense where there is no minimum."""
+    ln_n = np.where(np.isfinite(ln_n), ln_n, 0.0)
+    return np.stack([curve.tokens(ln_n[:, g]) for g, curve in enumerate(curves)], 1)
 
 
 # ----- the fit -----
 
 
-def fit_isoflop(n, d, c, loss, budget=None, tol=BUDGET_TOL, how="local", resamples=RESAMPLES, seed=0):
+def fit_isoflop(n, d, c, loss, budget=None, tol=BUDGET_TOL, how="pooled", resamples=RESAMPLES, seed=0):
     """
     Approach 2 of Hoffmann et al. 2022: the loss-minimising N of every budget, then power laws in logs.
 
@@ -205,12 +130,13 @@ def fit_isoflop(n, d, c, loss, budget=None, tol=BUDGET_TOL, how="local", resampl
         FLOPs requested; groups runs better than what was spent.
     tol : float
         Half-width of a budget in ln C.
-    how : {"local", "akima", "parabola"}
-        Parabola of the loss in ln N through the sizes near the minimum (weights 1 / (1 + (rise / LOCAL_RISE)^2)),
-        Akima's interpolant of ln loss in ln N, or a parabola through all sizes alike.
+    how : {"pooled", "local", "akima", "parabola"}
+        The mean of three smooth curves chosen over all budgets (minima.fit_pooled), a parabola of the loss in ln N
+        through the sizes near the minimum (weights 1 / (1 + (rise / LOCAL_RISE)^2)), Akima's interpolant of ln loss in
+        ln N, or a parabola through all sizes alike.
     resamples : int
-        Bootstrap: runs are resampled within their budget; scatter of the optima about the line that within-budget noise
-        does not explain is added to every draw.
+        Bootstrap: noise is added to the runs ("pooled"), or they are resampled within their budget; scatter of the
+        optima about the line that within-budget noise does not explain is added to every draw.
 
     Returns
     -------
@@ -222,7 +148,7 @@ def fit_isoflop(n, d, c, loss, budget=None, tol=BUDGET_TOL, how="local", resampl
     Raises
     ------
     UserError
-        `how` is none of the three.
+        `how` is none of the four.
     """
     if how not in METHODS:
         raise UserError(f"--isoflop_method {how} is not known; use one of {', '.join(METHODS)}")
@@ -231,21 +157,33 @@ def fit_isoflop(n, d, c, loss, budget=None, tol=BUDGET_TOL, how="local", resampl
     if not curves:
         why = f"no budget has {MIN_SIZES} or more model sizes (runs within {tol:.0%} of one C); add sizes per budget"
         return IsoflopFit(tuple(too_small), refusals=(Refusal("isoflop", "no_budgets", why),))
-    minima, ln_d = _optima(curves, loss, how)
-    drawn, rng = None, np.random.default_rng(seed)
-    if how == "akima":
-        resamples = min(resamples, AKIMA_RESAMPLES)
-    else:
-        resamples = resample_budget(min(len(n), MANY_ROWS), resamples)
-    if resamples:
-        drawn = _optima(curves, loss, how, resamples, rng)
-    budgets = _budgets(curves, minima, ln_d, drawn, how) + too_small
-    fit = IsoflopFit(tuple(sorted(budgets, key=lambda v: v.flops)))
-    fit = _with_lines(replace(fit, warnings=_left_out(fit.budgets)), curves, minima, ln_d)
+    minima, drawn, pooled, rng = _point_and_draws(curves, loss, how, resamples, seed)
+    budgets = _budgets(curves, minima, drawn, how) + too_small
+    fit = IsoflopFit(tuple(sorted(budgets, key=lambda v: v.flops)), pooled=pooled)
+    fit = _with_lines(replace(fit, warnings=_left_out(fit.budgets)), curves, minima)
+    if drawn is not None:
+        fit = replace(fit, warnings=fit.warnings + _without_interval(fit.budgets))
+    if pooled is not None and pooled.outliers:
+        fit = replace(fit, warnings=fit.warnings + _named_outliers(fit))
     if fit.a is None:
         return fit
     fit = _with_draws(fit, curves, minima, drawn, rng)
     return replace(fit, all_points=_all_points(curves, loss), lowest_runs=_lowest_runs(curves, n, d, loss, minima.ok))
+
+
+def _point_and_draws(curves, loss, how, resamples, seed):
+    """Minima of the runs, Minima of the draws (None without resamples), PooledFit or None, the generator."""
+    rng = np.random.default_rng(seed)
+    if how == "pooled":
+        return *_pooled_optima(curves, loss, resamples, rng), rng
+    if how == "akima":
+        resamples = min(resamples, AKIMA_RESAMPLES)
+    else:
+        resamples = resample_budget(min(len(loss), MANY_ROWS), resamples)
+    drawn = None
+    if resamples:
+        drawn = _optima(curves, loss, how, resamples, rng)
+    return _optima(curves, loss, how), drawn, None, rng
 
 
 def _split(n, d, c, budget, tol):
@@ -257,13 +195,15 @@ def _split(n, d, c, budget, tol):
             flops = float(np.exp(np.log(c[rows]).mean()))
             too_small.append(Budget(flops, len(rows), "too_few_sizes", rows=rows))
         else:
-            curves.append(Curve.of(n, d, c, rows))
+            curves.append(BudgetRuns.of(n, d, c, rows))
     return curves, too_small
 
 
-def _budgets(curves, minima, ln_d, drawn, method):
+def _budgets(curves, minima, drawn, method):
     """One Budget per curve, with percentile intervals where more than half of the resamples have a minimum."""
-    budgets = []
+    budgets, ln_d = [], _tokens(curves, minima.ln_n)
+    if drawn is not None:
+        drawn_ln_d = _tokens(curves, drawn.ln_n)
     for g, curve in enumerate(curves):
         flops, status = float(np.exp(curve.ln_c)), STATUS[minima.status[0, g]]
         if status != "ok":
@@ -272,12 +212,11 @@ def _budgets(curves, minima, ln_d, drawn, method):
         n_opt, d_opt = float(np.exp(minima.ln_n[0, g])), float(np.exp(ln_d[0, g]))
         ci = {}
         if drawn is not None:
-            draws, drawn_ln_d = drawn
-            inside = draws.ok[:, g]
+            inside = drawn.ok[:, g]
             if inside.mean() > 0.5:
-                ci["n_opt"] = np.exp(np.percentile(draws.ln_n[inside, g], PERCENTILES))
+                ci["n_opt"] = np.exp(np.percentile(drawn.ln_n[inside, g], PERCENTILES))
                 ci["d_opt"] = np.exp(np.percentile(drawn_ln_d[inside, g], PERCENTILES))
-                ci["loss"] = np.percentile(draws.loss[inside, g], PERCENTILES)
+                ci["loss"] = np.percentile(drawn.loss[inside, g], PERCENTILES)
         loss = float(minima.loss[0, g])
         budgets.append(Budget(flops, len(curve.rows), status, n_opt, d_opt, loss, method, curve.rows, ci))
     return budgets
@@ -291,7 +230,25 @@ def _left_out(budgets):
     return (Refusal("isoflop", "budgets_left_out", f"left out of the power laws: {', '.join(names)}"),)
 
 
-def _with_lines(fit, curves, minima, ln_d):
+def _named_outliers(fit):
+    inside = [v for v in fit.budgets if v.status in POOLED]
+    names = []
+    for g, j in fit.pooled.outliers:
+        names.append(f"size {j + 1} of {inside[g].flops:.3g}")
+    why = f"runs left out of the minima as outliers (sizes counted from the smallest): {', '.join(names)}"
+    return (Refusal("isoflop", "outliers", why),)
+
+
+def _without_interval(budgets):
+    """The warning that names the budgets whose minimum too few draws have, as a tuple; empty without such."""
+    names = [f"{v.flops:.3g}" for v in budgets if v.status == "ok" and not v.ci]
+    if not names:
+        return ()
+    why = f"no interval of the minimum, half of the draws have none: {', '.join(names)}; add sizes or seeds"
+    return (Refusal("isoflop", "budgets_without_interval", why),)
+
+
+def _with_lines(fit, curves, minima):
     """The fit with its two power laws and the scatter about them, or with the reason why there are none."""
     n_ok = int(minima.ok.sum())
     if n_ok < 2:
@@ -304,7 +261,7 @@ def _with_lines(fit, curves, minima, ln_d):
         return replace(fit, refusals=(Refusal("isoflop", code, why),))
     ln_c = np.array([curve.ln_c for curve in curves])
     (a,), (ln_k_n,), _ = _lines(ln_c, minima.ln_n, minima.ok)
-    (b,), (ln_k_d,), _ = _lines(ln_c, ln_d, minima.ok)
+    (b,), (ln_k_d,), _ = _lines(ln_c, _tokens(curves, minima.ln_n), minima.ok)
     if not 0 < a < 1:
         why = "N_opt does not rise with C between 0 and 1 in logs: the optima are noise; add sizes, seeds or budgets"
         return replace(fit, refusals=(Refusal("isoflop", "runaway_exponent", why),))
@@ -321,11 +278,44 @@ def _with_draws(fit, curves, minima, drawn, rng):
     if drawn is None:
         return fit
     ln_c = np.array([curve.ln_c for curve in curves])
-    draws, lost = _draw_lines(ln_c, *drawn, minima.ok[0], fit.scatter, rng)
+    draws, lost = _draw_lines(ln_c, drawn, _tokens(curves, drawn.ln_n), minima.ok[0], fit.scatter, rng)
     if lost > MAX_LOST:
         why = f"{lost:.0%} of the resamples have fewer than two interior minima; add sizes or seeds"
         return replace(fit, lost=lost, refusals=(Refusal("isoflop.interval", "unstable_resamples", why),))
-    return replace(fit, draws=draws, lost=lost)
+    ok = minima.ok[0]
+    whole = drawn.ok[:, ok].all(1)
+    curvature = _curvature(ln_c[ok], minima.ln_n[0, ok], drawn.ln_n[whole][:, ok], rng)
+    return replace(fit, draws=draws, lost=lost, curvature=curvature)
+
+
+def _curvature(ln_c, ln_n, draws, rng):
+    """
+    Does ln N_opt bend over ln C? The parabola through the minima of MIN_CURVATURE budgets or more.
+
+    Returns
+    -------
+    dict, empty with fewer
+        point and ci95 of d^2 ln N / d(ln C)^2; bends, whether 0 is outside; a_low and a_high, the slopes of the
+        parabola at the smallest and largest budget. ln_n (G,), draws (B, G) finite.
+    """
+    if len(ln_c) < MIN_CURVATURE or len(draws) < MIN_DRAWS:
+        return {}
+    x = ln_c - ln_c.mean()
+    powers = np.vander(x, 3)
+    solve = np.linalg.pinv(powers)
+    square, slope, _ = solve @ ln_n
+    rest = ln_n - powers @ (solve @ ln_n)
+    scatter = float((rest**2).sum() / (len(x) - 3))
+    excess = np.sqrt(max(0.0, scatter - float(draws.var(0).mean())))
+    spread = 2 * ((draws + excess * rng.standard_normal(draws.shape)) @ solve[0])
+    low, high = np.percentile(spread - np.median(spread) + 2 * square, PERCENTILES)
+    return {
+        "point": float(2 * square),
+        "ci95": (float(low), float(high)),
+        "bends": bool(low > 0 or high < 0),
+        "a_low": float(slope + 2 * square * x.min()),
+        "a_high": float(slope + 2 * square * x.max()),
+    }
 
 
 def _draw_lines(ln_c, draws, ln_d, ok, scatter, rng):
@@ -366,8 +356,8 @@ def _lines(ln_c, y, ok):
 
 def _all_points(curves, loss):
     """The parabola through all sizes of every budget, as Hoffmann et al. did it: a, b, intercepts and optima."""
-    minima, ln_d = _optima(curves, loss, "parabola")
-    return _plain_lines(curves, minima.ln_n, ln_d, minima.ok)
+    minima = _optima(curves, loss, "parabola")
+    return _plain_lines(curves, minima.ln_n, _tokens(curves, minima.ln_n), minima.ok)
 
 
 def _lowest_runs(curves, n, d, loss, ok):
@@ -387,34 +377,58 @@ def _plain_lines(curves, ln_n, ln_d, ok):
     return out | {"n_opt": n_opt}
 
 
-def parabola_bias(fit, law, n, d, c, cost=SIX_ND):
+def expected_bias(fit, law, n, d, c, cost=SIX_ND):
     """
     What the isoFLOP fits would answer on these very runs if `law` were exact and there were no noise.
 
     The isoFLOP curve of a sum of two exponentials in ln N is not a parabola; sampled unevenly about its minimum, the
-    vertex moves (arXiv 2603.22339). Refits noise-free losses of the law at the runs of every budget.
+    vertex moves (arXiv 2603.22339). Fits noise-free losses of the law at the runs of every budget, "pooled" with the
+    smooth curves that were chosen on the runs.
 
     Returns
     -------
     dict, or None with fewer than two budgets
-        surface_a, local_a, parabola_a, local_bias_a, parabola_bias_a, and local_n_ratio / parabola_n_ratio, the factor
-        on N_opt at the largest budget.
+        surface_a, the law's own; for the fit's method, "local" and "parabola": {method}_a, {method}_bias_a,
+        {method}_n_ratio, the factor on N_opt at the largest budget; and budgets: [{flops, n_ratio}], the factor on each
+        budget's own minimum by the fit's method.
     """
-    groups = [v.rows for v in fit.budgets if v.status == "ok"]
-    if len(groups) < 2:
+    known = [v for v in fit.budgets if v.status == "ok"]
+    if len(known) < 2:
         return None
-    truth, _ = law.exponents(cost)
     clean = law.loss(n, d)
-    curves = [Curve.of(n, d, c, rows) for rows in groups]
+    curves = [BudgetRuns.of(n, d, c, v.rows) for v in known]
     ln_c = np.array([curve.ln_c for curve in curves])
-    top = ln_c.max()
-    exact = np.log(law.optimum(np.exp(top), cost)[0])
-    out = {"surface_a": float(truth)}
-    for method in ("local", "parabola"):
-        minima, _ = _optima(curves, clean, method)
+    exact = np.log(law.optimum(np.exp(ln_c), cost)[0])
+    truth, _ = law.exponents(cost)
+    out = {"surface_a": float(truth), "budgets": []}
+    for method in dict.fromkeys((known[0].method, "local", "parabola")):
+        if method == "pooled":
+            minima = _pooled_minima_of(fit, clean, n, d, c)
+        else:
+            minima = _optima(curves, clean, method)
         if minima.ok.sum() < 2:
             continue
         a, ln_k_n, _ = _lines(ln_c, minima.ln_n, minima.ok)
         out |= {f"{method}_a": float(a[0]), f"{method}_bias_a": float(a[0] - truth)}
-        out[f"{method}_n_ratio"] = float(np.exp(ln_k_n[0] + a[0] * top - exact))
+        out[f"{method}_n_ratio"] = float(np.exp(ln_k_n[0] + a[0] * ln_c[-1] - exact[-1]))
+        if method == known[0].method:
+            for g in np.flatnonzero(minima.ok[0]):
+                ratio = float(np.exp(minima.ln_n[0, g] - exact[g]))
+                out["budgets"].append({"flops": known[g].flops, "n_ratio": ratio})
     return out
+
+
+parabola_bias = expected_bias  # the name before there were methods beside the parabolas
+
+
+def _pooled_minima_of(fit, clean, n, d, c):
+    """Minima (1, budgets ok) of noise-free losses by the smooth curves of a fit."""
+    inside = [v for v in fit.budgets if v.status in POOLED]  # what fit.pooled is about, in its order
+    curves = [BudgetRuns.of(n, d, c, v.rows) for v in inside]
+    ln_losses = []
+    for curve, own in zip(curves, at_common_compute(curves, clean), strict=True):
+        (mean,), _ = curve.mean_losses(own)
+        ln_losses.append(np.log(mean))
+    minima = fit.pooled.minima(ln_losses)
+    ok = np.array([v.status == "ok" for v in inside])
+    return Minima(minima.ln_n[:, ok], minima.loss[:, ok], minima.status[:, ok])

@@ -45,10 +45,15 @@ METHOD = "parametric"
 
 @dataclass(frozen=True)
 class ParametricFit:
-    """L = E + A/N**alpha + B/D**beta. `law` is None when refused; `draws` is a Law of arrays, one per resample."""
+    """
+    L = E + A/N**alpha + B/D**beta. `law` is None when refused; `draws` is a Law of arrays, one per resample.
+
+    Where E runs to 0 the law nested in it answers, with E = 0 and ln E = -inf in theta, and a warning says so.
+    """
 
     law: Law | None
     draws: Law | None = None
+    family: str = "hoffmann"  # or "hoffmann, E = 0"
     objective: float | None = None
     delta: float = DELTA
     n_rows: int = 0
@@ -103,7 +108,7 @@ def _line_of_runs(n, d):
     return "collinear", "ln N and ln D lie on one line; vary D at fixed N by 4x or more"
 
 
-def _lacking(n, d):
+def what_is_lacking(n, d):
     """None, or (code, message) of what these runs lack for five parameters."""
     if len(n) < 6:
         why = f"{len(n)} runs for 5 parameters; needs at least 6, and 15 or more for a useful interval"
@@ -152,7 +157,7 @@ def fit_parametric(n, d, loss, weights=None, delta=DELTA, resamples=RESAMPLES, s
     Returns
     -------
     ParametricFit
-        With `refusals` and no law if the runs cannot carry five parameters.
+        With `refusals` and no law if the runs cannot carry five parameters; with E = 0 and a warning where E runs to 0.
 
     Notes
     -----
@@ -167,7 +172,7 @@ def fit_parametric(n, d, loss, weights=None, delta=DELTA, resamples=RESAMPLES, s
     Hoffmann et al. 2022, arXiv 2203.15556, section D.2; Besiroglu et al. 2024, arXiv 2404.10102 (sum, not mean).
     """
     n, d, loss = (np.asarray(v, float) for v in (n, d, loss))
-    lacking = _lacking(n, d)
+    lacking = what_is_lacking(n, d)
     if lacking:
         return ParametricFit(None, n_rows=len(n), delta=delta, refusals=(Refusal(METHOD, *lacking),))
     z = np.log(loss)
@@ -175,18 +180,21 @@ def fit_parametric(n, d, loss, weights=None, delta=DELTA, resamples=RESAMPLES, s
     x = np.log(np.stack([n, d])) - mu[:, None]
     rng = np.random.default_rng(seed)
 
-    theta, objective, gradient, agree = _minimise(x, z, weights, delta, n_grid, rng, near, mu)
-    law = _law_of(theta[None], mu, scalar=True)
-    residuals = z - np.log(law.loss(n, d))
-    sigma, condition, inverse = _uncertainty(theta, x, residuals)
-    se = sigma * np.sqrt(np.maximum(np.diag(inverse), 0.0))
+    answer = _optimum((n, d, loss), x, z, weights, delta, n_grid, rng, near, mu)
+    if "e_at_zero" in dict(answer.undefended):
+        nested = _optimum((n, d, loss), x, z, weights, delta, n_grid, rng, near, mu, has_e=False)
+        if not nested.undefended:
+            answer = nested
     common = {"delta": delta, "n_rows": len(n), "starts": n_grid**2}
-    refusals = [Refusal(METHOD, *why) for why in _undefended(law, loss, se, condition, gradient)]
-    if refusals:
-        return ParametricFit(None, refusals=tuple(refusals), **common)
+    if answer.undefended:
+        refusals = tuple(Refusal(METHOD, *why) for why in answer.undefended)
+        return ParametricFit(None, refusals=refusals, **common)
 
-    few_starts = agree < 0.2 * n_grid**2 and near is None
-    warnings = _warnings(law, loss, se, f"only {agree} of {n_grid**2} starts reach this optimum" if few_starts else "")
+    theta, law = answer.theta, answer.law
+    few_starts = ""
+    if answer.agree < 0.2 * n_grid**2 and near is None:
+        few_starts = f"only {answer.agree} of {n_grid**2} starts reach this optimum"
+    warnings = _warnings(law, loss, answer.se, few_starts)
     draws, bootstrap = None, {}
     if resamples:
         draws, bootstrap, more = _bootstrap(theta, mu, x, z, weights, delta, resamples, rng)
@@ -196,49 +204,96 @@ def fit_parametric(n, d, loss, weights=None, delta=DELTA, resamples=RESAMPLES, s
     return ParametricFit(
         law,
         draws,
-        objective=objective,
-        starts_agreeing=agree,
-        gradient=gradient,
-        condition=condition,
-        sigma=sigma,
-        residuals=residuals,
+        family="hoffmann" if law.E > 0 else "hoffmann, E = 0",
+        objective=answer.objective,
+        starts_agreeing=answer.agree,
+        gradient=answer.gradient,
+        condition=answer.condition,
+        sigma=answer.sigma,
+        residuals=answer.residuals,
         theta=theta,
         mu=mu,
-        covariance=sigma**2 * inverse,
+        covariance=answer.covariance,
         bootstrap=bootstrap,
         warnings=tuple(warnings),
         **common,
     )
 
 
-def _minimise(x, z, weights, delta, n_grid, rng, near, mu):
-    """The optimum from all starts: theta, objective, gradient, how many starts agree."""
-    exponents = np.geomspace(0.05, 1.3, n_grid)
+@dataclass(frozen=True)
+class _Optimum:
+    """One optimum with its uncertainty, and (code, message) of every reason not to report it."""
+
+    theta: np.ndarray
+    law: Law
+    objective: float
+    gradient: float
+    agree: int
+    residuals: np.ndarray
+    sigma: float
+    condition: float
+    covariance: np.ndarray
+    se: np.ndarray
+    undefended: list
+
+
+def _optimum(runs, x, z, weights, delta, n_grid, rng, near, mu, has_e=True):
+    """The best of all starts, with E or with E = 0. runs: (n, d, loss), of which x and z are centred logs."""
+    n, d, loss = runs
+    theta, objective, gradient, agree = _minimise(x, z, weights, delta, n_grid, rng, near, mu, has_e)
+    law = _law_of(theta[None], mu, scalar=True)
+    residuals = z - np.log(law.loss(n, d))
+    sigma, condition, inverse = _uncertainty(theta, x, residuals)
+    covariance = sigma**2 * inverse
+    se = sigma * np.sqrt(np.maximum(np.diag(inverse), 0.0))
+    undefended = _undefended(law, loss, se, condition, gradient)
+    parts = (theta, law, objective, gradient, agree, residuals, sigma, condition, covariance, se, undefended)
+    return _Optimum(*parts)
+
+
+def _minimise(x, z, weights, delta, n_grid, rng, near, mu, has_e):
+    """The optimum from all starts: theta (5,), objective, gradient, how many starts agree. Without E, ln E is -inf."""
+    exponents, free = np.geomspace(0.05, 1.3, n_grid), 5 if has_e else 4
     if len(z) > MANY_ROWS:  # find the basin on a sample, then polish on all rows
         some = rng.choice(len(z), 2000, replace=False)
-        starts = grid_starts(x[:, some], z[some], exponents)
-        theta, _, _, agree = best_of(starts, x[:, some], z[some], None, delta, True)
-        theta, objective, gradient, _ = best_of(theta[None], x, z, weights, delta, True)
-        return theta, objective, gradient, agree
+        starts = grid_starts(x[:, some], z[some], exponents)[:, :free]
+        theta, _, _, agree = best_of(starts, x[:, some], z[some], None, delta, has_e)
+        theta, objective, gradient, _ = best_of(theta[None], x, z, weights, delta, has_e)
+        return _with_e(theta[None])[0], objective, gradient, agree
     starts = grid_starts(x, z, exponents)
     if near is not None and near.theta is not None:
         moved = near.theta.copy()
         moved[:2] += moved[2:4] * (near.mu - mu)  # the same law about these runs' centre
+        moved[4] = max(moved[4], starts[:, 4].min())
         starts = np.vstack([starts, moved])
-    if near is None:
-        return best_of(starts, x, z, weights, delta, True, patience=200)
-    return best_of(starts, x, z, weights, delta, True, tries=3)
+    how = {"patience": 200} if near is None else {"tries": 3}
+    theta, objective, gradient, agree = best_of(starts[:, :free], x, z, weights, delta, has_e, **how)
+    return _with_e(theta[None])[0], objective, gradient, agree
+
+
+def _with_e(theta):
+    """(B, 4) parameters of the law without E -> (B, 5) with ln E = -inf; (B, 5) as they are."""
+    if theta.shape[1] == 5:
+        return theta
+    return np.hstack([theta, np.full((len(theta), 1), -np.inf)])
+
+
+def _free(theta):
+    """How many of theta's five parameters are fitted, and whether E is one of them."""
+    has_e = bool(np.isfinite(theta[4]))
+    return (5 if has_e else 4), has_e
 
 
 def _uncertainty(theta, x, residuals):
     """Robust sd of ln L about the law, condition of the Jacobian with unit columns, and (J'J)^-1 (infinite if none)."""
-    rows = len(residuals)
+    rows, (free, has_e) = len(residuals), _free(theta)
     deviation = np.abs(residuals - np.median(residuals))
-    sigma = 1.4826 * float(np.median(deviation)) * np.sqrt(rows / (rows - 5))
-    j = jacobian(theta, x, True)
+    sigma = 1.4826 * float(np.median(deviation)) * np.sqrt(rows / (rows - free))
+    j = jacobian(theta[:free], x, has_e)
     unit = j / np.sqrt((j**2).sum(0))
     condition = float(np.linalg.cond(unit)) if np.isfinite(unit).all() else np.inf
-    inverse = np.linalg.inv(j.T @ j) if condition < 1e14 else np.full((5, 5), np.inf)
+    inverse = np.zeros((5, 5))  # of a fixed ln E: 0
+    inverse[:free, :free] = np.linalg.inv(j.T @ j) if condition < 1e14 else np.inf
     return sigma, condition, inverse
 
 
@@ -260,7 +315,7 @@ def _undefended(law, loss, se, condition, gradient):
         if not low <= value <= high:
             why = f"{name} left the range {low}..{high}: the data do not bend that way; widen the range of {column}"
             found.append(("runaway_exponent", why))
-    if not law.E > E_FLOOR * loss.min():
+    if 0 < law.E <= E_FLOOR * loss.min():
         why = "E is pinned at 0: no irreducible loss can be seen; add runs closer to it (larger N and D)"
         found.append(("e_at_zero", why))
     if not condition < MAX_CONDITION:
@@ -284,7 +339,10 @@ def _warnings(law, loss, se, few_starts):
         if error > 0.25 * value:
             why = f"{name} = {value:.3g} has a standard error of {error:.2g}"
             found.append(Refusal(METHOD, "weakly_determined", why))
-    if law.E < 0.1 * loss.min():
+    if law.E == 0:
+        why = "E ran to 0, so the law without it answers: no irreducible loss can be seen yet; far forecasts are low"
+        found.append(Refusal(METHOD, "no_floor", why))
+    elif law.E < 0.1 * loss.min():
         found.append(Refusal(METHOD, "small_E", f"E is only {law.E / loss.min():.1%} of the lowest loss"))
     return found
 
@@ -316,30 +374,32 @@ def _bootstrap(theta, mu, x, z, weights, delta, resamples, rng):
 
 def _sandwich_draws(theta, x, z, weights, delta, resamples, rng):
     """Normal draws about theta with the sandwich covariance H^-1 (sum of outer products of the scores) H^-1: (B, 5)."""
+    free, has_e = _free(theta)
     one_w = None if weights is None else weights[None]
-    _, _, hess = evaluate(theta[None], Regressors(x), z, one_w, delta, True)
+    _, _, hess = evaluate(theta[None, :free], Regressors(x), z, one_w, delta, has_e)
     terms = sum(np.exp(theta[k] - theta[2 + k] * x[k]) for k in (0, 1))
     psi = np.clip(z - np.log(np.exp(theta[4]) + terms), -delta, delta)
     if weights is not None:
         psi = psi * weights
-    scores = jacobian(theta, x, True) * psi[:, None]
+    scores = jacobian(theta[:free], x, has_e) * psi[:, None]
     inverse = np.linalg.inv(hess[0])
-    return rng.multivariate_normal(theta, inverse @ (scores.T @ scores) @ inverse, size=resamples, method="svd")
+    covariance = inverse @ (scores.T @ scores) @ inverse
+    return _with_e(rng.multivariate_normal(theta[:free], covariance, size=resamples, method="svd"))
 
 
 def _resampled_draws(theta, x, z, weights, delta, count, rng):
     """Case resamples of the runs, each minimised from theta: (count, 5), and the relative gradient of each."""
-    rows, regressors = len(z), Regressors(x)
-    j = jacobian(theta, x, True)
+    rows, regressors, (free, has_e) = len(z), Regressors(x), _free(theta)
+    j = jacobian(theta[:free], x, has_e)
     metric = 0.1 * j.T @ j
-    metric = metric + 1e-9 * np.trace(metric) * np.eye(5)
-    draws, gradients = np.empty((count, 5)), np.empty(count)
+    metric = metric + 1e-9 * np.trace(metric) * np.eye(free)
+    draws, gradients = np.empty((count, free)), np.empty(count)
     np.empty(3_900_000)  # freed at once: glibc then keeps such arrays on its heap; mapping each anew doubles the time
     chunk = max(16, 60_000 // rows)
     for i in range(0, count, chunk):
         w = resample_counts(rng, rows, min(chunk, count - i))
         if weights is not None:
             w = w * weights
-        found = descend(np.repeat(theta[None], len(w), 0), regressors, z, w, delta, True, metric)
+        found = descend(np.repeat(theta[None, :free], len(w), 0), regressors, z, w, delta, has_e, metric)
         draws[i : i + chunk], gradients[i : i + chunk] = found[0], found[2]
-    return draws, gradients
+    return _with_e(draws), gradients

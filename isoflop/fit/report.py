@@ -18,10 +18,23 @@ from isoflop.display import fixed, flops, interval, markdown_table, sig, text_ta
 from isoflop.files import atomic, write_text
 from isoflop.fit.axes import RC, Skip
 from isoflop.fit.figures import PICTURES
-from isoflop.fit.findings import MANY, answers, exponents, few, notes_of, remarks, run_answers, size, tests_of
+from isoflop.fit.findings import (
+    MANY,
+    answers,
+    exponents,
+    few,
+    forecast_answer,
+    forecast_source,
+    notes_of,
+    remarks,
+    run_answers,
+    size,
+    tests_of,
+)
 from isoflop.fit.result import METHODS, budgets_of, convention, point, points, rows_of
 from isoflop.laws import PUBLISHED
 
+LAW = ("E", "alpha", "beta", "A", "B")
 PARAMETERS = ("E", "A", "B", "alpha", "beta")
 WIDTH = 100  # columns of the terminal table
 PAGE_WIDTH = 118
@@ -55,6 +68,13 @@ def _data(result, arrays):
     if outliers:
         out.append(f"- outliers, over 5 MAD off the parametric fit, kept in it: {few(outliers)}")
     return out
+
+
+def _forecast(result):
+    header, rows = forecast_answer(result)
+    if not rows:
+        return ["No forecast: the refusals below say what is missing."]
+    return [*_table(header, rows), forecast_source(result) + "."]
 
 
 def _answers(result):
@@ -170,7 +190,8 @@ def page(result, arrays, drawn=(), missing=()):
     pictures += [f"- not drawn: {name} ({why})" for name, why in missing]
     warned, refused = notes_of(result)
     parts = {
-        "Predictions": _answers(result),
+        "Forecast": _forecast(result),
+        "Every method": _answers(result),
         "Data": _data(result, arrays),
         "Laws": _laws(result),
         "Against Chinchilla's 20 tokens per parameter": _against_chinchilla(result),
@@ -265,7 +286,12 @@ def _draw(result, arrays, out_dir):
 
 def summary(result):
     """The terminal's tables, at most WIDTH columns: laws, optima, predictions, every warning and refusal by name."""
-    tables = [_parametric_table(result), _columns(["exponents", "N* ~ C^a", "D* ~ C^b"], exponents(result))]
+    tables = [_columns(*forecast_answer(result)), forecast_source(result)]
+    tables += [
+        _law_table(result, "coupled", (*LAW, "p")),
+        _law_table(result, "parametric", LAW),
+        _columns(["exponents", "N* ~ C^a", "D* ~ C^b"], exponents(result)),
+    ]
     tables.append(_budgets_table(result))
     tables += [_columns(header, rows) for header, rows in answers(result)]
     header, rows = run_answers(result)
@@ -307,13 +333,16 @@ def _input_lines(result):
     return out
 
 
-def _parametric_table(result):
-    names = ("E", "alpha", "beta", "A", "B")
-    values = points(result, "parametric", names)
+def _law_table(result, method, names):
+    """A law's letters and their intervals; "prior" below those that the runs do not determine."""
+    values = points(result, method, names)
     if values is None:
         return ""
-    held = [interval(result["parametric"][name].get("ci95")) for name in names]
-    return _columns(["parametric", *names], [["  estimate", *map(sig, values)], ["  ci95", *held]])
+    found = result[method]
+    rows = [["  estimate", *map(sig, values)], ["  ci95", *(interval(found[name].get("ci95")) for name in names)]]
+    if any(found[name].get("prior") for name in names):
+        rows.append(["  from", *(("", "prior")[bool(found[name].get("prior"))] for name in names)])
+    return _columns([method, *names], rows)
 
 
 def _budgets_table(result):

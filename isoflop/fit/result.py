@@ -8,11 +8,13 @@ What a fit found: the dataclass Analysis, fit.json as a dict (to_json), the runs
 The readers take what fit.json holds, fresh or loaded from a file; nothing refused passes through them.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from isoflop.fit.coupled import CoupledFit
 from isoflop.fit.envelope import EnvelopeFit
+from isoflop.fit.forecast import Forecast
 from isoflop.fit.huber import Refusal
 from isoflop.fit.isoflop import IsoflopFit
 from isoflop.fit.outliers import Outliers
@@ -36,7 +38,8 @@ class Fits:
     """Every method's fit to one table of runs."""
 
     cost: Cost
-    parametric: ParametricFit
+    parametric: ParametricFit  # Hoffmann's law, classical: no weights, no priors
+    coupled: CoupledFit  # the law that forecasts
     outliers: Outliers  # of the parametric fit
     missed_budget: str  # how the parametric fit misses the largest budget, "" where it does not
     isoflop: IsoflopFit
@@ -72,6 +75,7 @@ class Analysis:
     skill: Skill
     predictors: list[LawPredictor | LinePredictor]
     budgets: tuple[float, ...]  # FLOPs that were predicted
+    forecast: tuple[Forecast, ...]  # of each budget, the one answer
     predictions: dict[str, list[dict]]  # flops, params, target_loss, runs -> rows
     flatness: list[dict]  # rows of flatness()
     compared: bool  # the published laws are among the predictors
@@ -85,6 +89,8 @@ def to_json(analysis: Analysis) -> dict:
     """fit.json: plain Python only, without NaN and infinities."""
     fits = analysis.fits
     result = {"input": _input_section(analysis.table, fits)}
+    result["forecast"] = [asdict(row) for row in analysis.forecast]
+    result["coupled"] = _coupled_section(fits)
     result["parametric"] = _parametric_section(fits)
     result["isoflop"] = _isoflop_section(fits)
     result["envelope"] = _envelope_section(fits.envelope)
@@ -174,6 +180,22 @@ def _parametric_section(fits):
     for name, (left_out, refit) in fits.outliers.refits.items():
         out[name] = {"left_out": left_out, **refit.law.params, "objective": refit.objective}
     return out
+
+
+def _coupled_section(fits):
+    fit = fits.coupled
+    out = {"status": _status(fit.law is None, fit.warnings), "n_rows": fit.n_rows, "warnings": _warnings(fit.warnings)}
+    if fit.law is None:
+        return out
+    a, b = fit.law.exponents(fits.cost)
+    for name, value in {**fit.law.params, "a": a, "b": b}.items():
+        out[name] = {"point": value, "ci95": fit.ci(name, fits.cost)}
+        if name in fit.prior_marks:
+            out[name]["prior"] = True  # determined by the prior more than by these runs
+    out |= {"family": fit.family, "evidence": fit.evidence, "from_prior": fit.from_prior}
+    for name in ("objective", "starts", "starts_agreeing", "gradient", "bootstrap"):
+        out[name] = getattr(fit, name)
+    return out | {"sigma_ln_loss": fit.sigma}
 
 
 def _lines(fit):
@@ -302,7 +324,9 @@ def rows_of(result, question, every=False):
     order, found = list(METHODS), []
     for row in (result.get("predictions") or {}).get(question) or []:
         family = row["method"].split(":")[0]
-        if family in METHODS:
+        if family == "forecast":
+            shown, rank = True, -1
+        elif family in METHODS:
             shown = bool(section(result, family)) and (every or row["method"] in METHODS)
             rank = order.index(family)
         else:

@@ -18,18 +18,18 @@ class PlanConfig:
 
     tokens: float | None = option(None, "training tokens (D)", group="question", min=1, max=MOST)
     flop_budget: float | None = option(None, "training FLOPs, 6 N D of a run", above=0, max=MOST)
-    tokens_per_param: float | None = option(None, "tokens per matmul parameter", above=0, max=1e12)
+    tokens_per_param: float | None = option(None, "training tokens per parameter, D / N", above=0, max=1e12)
     days: float | None = option(None, "search what --gpu computes in this time", above=0, max=1e6)
-    n_params: float | None = option(None, "a size without an architecture", min=1, max=1e18)
+    n_params: float | None = option(None, "how many tokens a model of this size wants", min=1, max=1e18)
     target_loss: float | None = option(None, "least compute for this loss, nats a token", above=0, max=100)
-    unique_tokens: float | None = option(None, "different ones among --tokens", min=1, max=MOST)
-    inference_tokens: float | None = option(None, "tokens of the model's life", above=0, max=MOST)
+    unique_tokens: float | None = option(None, "how many of --tokens are different", min=1, max=MOST)
+    inference_tokens: float | None = option(None, "tokens that the model will serve in its life", above=0, max=MOST)
 
     law: tuple[str, ...] = option(
         ("besiroglu", "hoffmann"), "first one ranks; also fit.json, E=..,A=..", group="laws and search"
     )
     family: str = option("default", "preset whose sizes are searched")
-    exact: bool = option(True, "searched FLOPs count attention, else 6ND")
+    exact: bool = option(True, "count attention in the search's FLOPs, not just 6ND")
     top: int = option(6, "rows of the search's tables", above=0, max=1000)
     config: tuple[str, ...] = option(
         (), "'name=A preset=llama3 n_layer=18', or a .json file; repeat", group="model", repeat=True

@@ -279,9 +279,11 @@ def of_search(found, machine) -> list[Section]:
         "--family, --block_size, --vocab_size and any field change it",
         f"{found.candidates:,} architectures; the best depth of each width is listed. N {n_counted}, as {found.law} "
         f"counts it; its own optimum at 6ND: N {si(found.optimum['n'])}, D {si(found.optimum['tokens'])}",
-        "the law knows N and D, not shapes: rows within 0.001 nats are equally good",
+        "gap: nats above the least loss of all. The law knows N and D, not shapes: rows within 0.001 nats are equally "
+        "good",
         f"memory: one sequence per forward pass, {memory.path}, {memory.dtype}, without ZeRO-1",
         *_machine_notes(machine),
+        *([] if machine.speed else ["fits, time and cost need a device: --gpu NAME, as h100"]),
         *_outside(found.warnings),
     ]
     constrained = f"The same with D = {found.ratio:g} N (to 5%)"

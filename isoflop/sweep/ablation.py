@@ -29,7 +29,7 @@ COLUMNS = (
 NAMES = ("ablation.csv", "study.csv")  # the second is what older versions wrote
 MIN_DRAWS = 20  # resamples with an exponent, below which there is no interval
 HEADER = (
-    "variant", "a [95%]", "a less base's [95%]", "N* at the largest budget", "D*/N*", "loss there ({unit})",
+    "variant", "a [95%]", "a minus the first row's [95%]", "N* at the largest budget", "D*/N*", "loss there ({unit})",
     "inner minima",
 )  # fmt: skip
 
@@ -39,7 +39,7 @@ VARIANTS = {  # name: title in tables and pictures, what all runs of it have in 
     "no_head": ("head not counted", "C = 6 N D with N without the head, as Kaplan counted"),
     "one_rate": ("one learning rate", "that of the middle size and budget, for all"),
     "long_warmup": ("one warm-up", "as many tokens as the middle size takes at the largest budget, for all"),
-    "one_batch": ("one batch", "the middle size's at the largest budget, for all; rates as in base"),
+    "one_batch": ("one batch", "the middle size's at the largest budget, for all; rates as in the first row"),
     "long_schedule": ("one decay", "made for the largest budget's run of each size; the others stop within it"),
     "other_vocab": ("other vocabulary", "the same text in other tokens"),
     "all": ("all five at once", "head, rate, warm-up, batch and decay"),
@@ -148,9 +148,9 @@ def interval(draws) -> tuple[float, float] | None:
 
 
 def compare(found: dict) -> list[dict]:
-    """One row per variant: a with its interval, its distance from base's, N* and the loss at the largest budget.
+    """One row per variant: a with its interval, its difference from base's, N* and the loss at the largest budget.
 
-    The interval of a distance takes the two grids' resamples as independent. They share seeds and text, so that it is
+    The interval of a difference takes the two grids' resamples as independent. They share seeds and text, so that it is
     rather too wide.
     """
     out, base = [], found.get("base")

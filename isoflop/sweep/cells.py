@@ -198,9 +198,6 @@ class Planner:
         text = json.dumps([size, flops, seed, self.source, flags])
         return "refused-" + hashlib.sha256(text.encode()).hexdigest()[:8]
 
-    def typed_rate(self, lr: float) -> float:  # from before cell() took peak rates
-        return lr
-
     def record(self, cell: Cell, status: str, **more) -> dict:
         """A record of a cell that train() did not make: what the plan says, and `more`; the rest is None."""
         known = {}
@@ -257,6 +254,3 @@ class Planner:
             "weight_decay": plan.weight_decay,
             "beta2": plan.beta2,
         }
-
-
-Shape, SHAPES = ModelSize, SIZE_LADDER  # the old names

@@ -244,8 +244,9 @@ def marks(cell: Cell, estimate: Estimate | None, room_gb: float | None) -> list[
         return [f"refused: {cell.refused}"]
     p, out = cell.plan, []
     if p.steps < FEW_STEPS:
-        batch = max(1, p.batch_size * p.steps // FEW_STEPS)
-        out.append(f"under {FEW_STEPS} steps: --batch_size {batch}, or a larger budget")
+        batch = p.smaller_batch()
+        ways_out = f"--batch_size {batch}, or a larger budget" if batch else "a larger budget"
+        out.append(f"under {FEW_STEPS} steps: {ways_out}")
     if p.epochs is not None and p.epochs > MANY_EPOCHS:
         out.append(f"over {MANY_EPOCHS} epochs: --data_dir with {p.epochs / MANY_EPOCHS:.1f} times the text")
     if estimate and room_gb and estimate.memory_gb and estimate.memory_gb > room_gb:

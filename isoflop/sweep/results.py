@@ -131,6 +131,31 @@ class ResultsFile:
         self.lost: dict[str, list[float]] = {}  # run_id -> FLOPs of each attempt that has left no row
         self._read_begun()
 
+    @classmethod
+    def open(cls, out_dir: str | Path, source: str, texts: list, repair: bool = True) -> "ResultsFile":
+        """The results of a sweep; UserError where the rows in out_dir are of another source of losses or another text.
+
+        texts : token data of this sweep, each with `meta` as in TokenData; losses on two texts have no law in common.
+        repair : False to leave damaged files as they are.
+        """
+        results = cls(out_dir, repair)
+        others = {r["source"] for r in results.all_rows()} - {source}
+        if others:
+            raise UserError(
+                f"--out_dir {out_dir} holds rows of another kind ({min(others)}) than this sweep's ({source}); name "
+                "another --out_dir"
+            )
+        known = {(str(t.meta["vocab_size"]), t.meta["corpus_sha256"][:8]) for t in texts}
+        for row in results.all_rows():
+            name, _, corpus = row["data"].rpartition("@")  # empty where no text was read
+            same = [size for size, text in known if size == row["vocab_size"] and corpus in ("", text)]
+            if row["vocab_size"] and not same:
+                raise UserError(
+                    f"--out_dir {out_dir} holds runs on another text ({name or source}, {row['vocab_size']} tokens): "
+                    "their losses have no law in common; name another --out_dir"
+                )
+        return results
+
     def _read_begun(self):
         """What was started here and has left no row."""
         if not self.begun_path.exists():

@@ -37,6 +37,7 @@ from isoflop.train.plan import TrainConfig
 
 SCRIPT = Path(__file__).resolve().parents[2] / "sweep.py"  # started with --worker, it calls work()
 SLOW_WIDTH = 48  # a FLOP of a model so wide takes twice the time of a wide one's, by the default grid on a CPU
+SMALL_FLOPS = 1e11  # of all cells: below it a CPU is done before its workers would have started
 POLL_S = 0.02  # how often rank 0 looks for finished cells
 ALIVE_S = 0.5  # how often a rank says that it still watches its worker
 SILENT_S = 120.0  # a rank that has said nothing for so long is taken for dead, with its worker
@@ -140,9 +141,26 @@ def cores() -> list[int]:
     return found
 
 
-def default_count(device: str) -> int:
-    """Workers of this machine: one per GPU or core."""
-    return torch.cuda.device_count() if device == "cuda" else len(cores())
+def count(todo: list[Cell], sc, env: DistributedEnv, trained: bool) -> int:
+    """How many workers are to share the cells; 0 where this process group runs them in turn.
+
+    sc : has parallel, workers and moves, as SweepConfig. trained : whether losses are trained here.
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if not trained or sc.parallel == "ddp" or env.size > 1:
+        return 0
+    if ranks > 1:  # torchrun with --parallel cells: one worker a rank
+        return ranks
+    if not todo:
+        return 0
+    most = sc.workers or (torch.cuda.device_count() if env.device == "cuda" else len(cores()))
+    if not sc.moves:  # else the next budgets bring more cells
+        most = min(most, len(todo))
+    if sc.parallel is None:
+        large = sum(c.cost for c in todo) >= SMALL_FLOPS or sc.moves or sc.workers
+        if env.device != "cpu" or not large or most == 1:
+            return 0
+    return most
 
 
 def placement(device: str, local: int, of: int) -> tuple[str, int | None, int | None]:

@@ -27,8 +27,10 @@ from isoflop.files import fsync, read_json, sha256, write_json, write_text
 from isoflop.optim.schedule import lr_at
 from isoflop.options import UserError
 from isoflop.train.plan import RunPlan
+from isoflop.train.record import RunRecord
 
 FORMAT = "isoflop checkpoint 1"
+WEIGHTS = "model.safetensors"
 KEPT = 2  # checkpoints of a run that stay: the last good one, and the one before it
 
 write = write_text  # the former name
@@ -192,7 +194,7 @@ def _write_share(part: Path, model, optimizer, env: DistributedEnv, save_model) 
         if env.rank == 0:
             save_model(model, part)
     except (OSError, SafetensorError) as error:
-        return str(error)
+        return _reason(error)
     return None
 
 
@@ -207,8 +209,14 @@ def _publish(part: Path, folder: Path, state: dict) -> str | None:
         os.replace(part, folder)
         fsync(folder.parent)
     except OSError as error:
-        return str(error)
+        return _reason(error)
     return None
+
+
+def _reason(error) -> str:
+    """Why a file could not be written; safetensors has the system's words within its own."""
+    text = getattr(error, "strerror", None) or str(error)
+    return text.removeprefix("Error while serializing: ").removeprefix("I/O error: ")
 
 
 def remove_old(folder: Path, kept: int = KEPT):
@@ -230,6 +238,24 @@ def finished(out_dir: Path) -> dict | None:
         return None
 
 
+def finished_run(out_dir: Path, run_id: str) -> RunRecord | None:
+    """The record in a folder, where it is of the run `run_id`, which ended ok and left its weights; else None.
+
+    UserError for a record that has been edited into something else.
+    """
+    found = finished(out_dir)
+    if found is None or found["run_id"] != run_id or found.get("status") != "ok":
+        return None
+    if not (out_dir / WEIGHTS).exists():
+        return None
+    try:
+        record = RunRecord(**found)
+        record.summary()
+    except (TypeError, ValueError):
+        raise UserError(f"{out_dir / 'run.json'} is damaged; --overwrite runs the run again") from None
+    return record
+
+
 def check_no_other_run(out_dir: Path, run_id: str):
     """UserError where a folder holds another run's record."""
     found = finished(out_dir)
@@ -240,17 +266,25 @@ def check_no_other_run(out_dir: Path, run_id: str):
 
 
 def save_run(out_dir: Path, model, record, curve: list[dict], save_model) -> str | None:
-    """Weights and configuration, curve, and the record last. Returns what could not be written, or None.
+    """The record, the curve, then weights and configuration. Returns what could not be written, or None.
 
-    A full disk costs the weights before it costs the record: that is small, and is what the run was for. OSError where
-    there is no room for the record either.
+    A full disk costs the weights before it costs the record: that is small, and is what the run was for. Weights of a
+    former run go first, so that they are never taken for this record's. OSError, with the path, where there is no room
+    for the record either.
     """
-    problem = None
-    if model is not None:
-        try:
-            save_model(model, out_dir)
-        except (OSError, SafetensorError) as error:
-            problem = f"the weights could not be written ({error})"
-    write_text(out_dir / "log.jsonl", "".join(json.dumps(row) + "\n" for row in curve))
-    write_json(out_dir / "run.json", asdict(record))
-    return problem
+    path = out_dir / "run.json"
+    try:
+        (out_dir / WEIGHTS).unlink(missing_ok=True)
+        write_json(path, asdict(record))
+        path = out_dir / "log.jsonl"
+        write_text(path, "".join(json.dumps(row) + "\n" for row in curve))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    if model is None:
+        return None
+    try:
+        save_model(model, out_dir)
+    except (OSError, SafetensorError) as error:
+        (out_dir / WEIGHTS).unlink(missing_ok=True)  # where only config.json found no room
+        return f"{out_dir / WEIGHTS} could not be written ({_reason(error)}); make room and run the same command again"
+    return None

@@ -1,12 +1,40 @@
-"""What a run does when memory is short or another process is gone: a status for its record, and advice."""
+"""What can go wrong with a run, as a status of its record: no memory, a lost process, a loss that is no result."""
 
 import contextlib
 import gc
+import math
 
 import torch
 import torch.distributed as dist
 
 from isoflop.options import explain
+
+RISE = 0.5  # nats per token: a train loss that ends this much above its lowest tenth has blown up
+TENTH_TOKENS = 2**12  # tokens that a tenth of a run must have, or the noise of its mean is as large as RISE
+
+
+def blown_up(val_loss: float, curve: list[dict], plan, vocab_size: int) -> bool:
+    """Whether a finite loss is no result of training: status "blown_up", which fits leave out.
+
+    Either the validation loss is above ln V, the loss of a uniform guess over the vocabulary; or the train loss rose
+    for good: its mean over the last tenth of the steps is more than RISE above that of its lowest tenth since the end
+    of the warm-up. The second is asked only of runs whose tenths have TENTH_TOKENS tokens.
+
+    curve : rows of log.jsonl. plan : RunPlan.
+    """
+    if val_loss > math.log(vocab_size):
+        return True
+    if plan.tokens < 10 * TENTH_TOKENS:
+        return False
+    sums, counts, before = [0.0] * 10, [0] * 10, 0
+    for row in curve:
+        tenth, count = (row["step"] - 1) * 10 // plan.steps, row["step"] - before
+        if before >= plan.warmup_steps or tenth == 9:
+            sums[tenth] += row["loss"] * count  # a row has the mean loss since the row before
+            counts[tenth] += count
+        before = row["step"]
+    means = [total / count for total, count in zip(sums, counts, strict=True) if count]
+    return means[-1] > min(means) + RISE
 
 
 def status_of(error: BaseException) -> str | None:

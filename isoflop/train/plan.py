@@ -4,6 +4,7 @@ resolve() turns a budget into steps, batch, learning rate and tokens. train.py r
 sweep.py --dry_run lists, so that a plan and a run can't disagree.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ class RunConfig:
     max_iters: int | None = option(None, "stop after this many optimizer steps", min=1, max=MOST_STEPS)
     tokens_per_param: float | None = option(None, "stop at this many tokens per parameter, D / N", above=0)
     out_dir: str | None = option(None, "record, curve, weights (default: out/RUN_ID)", metavar="PATH")
-    overwrite: bool = option(False, "replace another run's record in --out_dir")
+    overwrite: bool = option(False, "run again, replace a record in --out_dir")
     seed: int = option(0, "seed of initial weights and data order", min=0, below=2**63)
     device: str = option("auto", "auto, cpu, cuda or mps", choices=("auto", "cpu", "cuda", "mps"))
     dtype: str = option("auto", "auto, float32 or bfloat16", choices=("auto", "float32", "bfloat16"))
@@ -41,36 +42,36 @@ class TrainConfig(RunConfig):
 
     data_dir: str = option("data/fineweb_gpt2", "folder that data.py made", group="data", metavar="PATH")
     pack: str = option("windows", "rows: windows, random or bos", choices=("windows", "random", "bos"))
-    val_tokens: int = option(2**17, "tokens of the validation loss", min=1, max=2**40)
+    val_tokens: int = option(2**17, "tokens in the validation loss", min=1, max=2**40)
 
     hparams: str = option(
         "default", "rule for learning rate and batch", choices=tuple(hparams.RULES), group="optimizer"
     )
-    batch_size: int | None = option(None, "sequences per process and step", min=1, max=2**30)
+    batch_size: int | None = option(None, "sequences per process and step (default: by rule)", min=1, max=2**30)
     total_batch_size: int | None = option(None, "tokens per step over all processes", min=1, max=2**40)
-    micro_batch_size: int | None = option(None, "sequences per forward pass, if fewer", min=1, max=2**30)
+    micro_batch_size: int | None = option(None, "sequences per forward pass, if fewer than a step's", min=1, max=2**30)
     optimizer: str = option("adamw", "adamw or muon", choices=("adamw", "muon"))
     muon_adjust: str = option("match_rms_adamw", "scale of Muon's update", choices=("match_rms_adamw", "original"))
     lr: float | None = option(None, "peak learning rate (default: by --hparams)", above=0)
     lr_scale: float = option(1.0, "factor on the learning rate of --hparams", above=0)
     schedule: str = option("cosine", "cosine, linear, wsd or constant", choices=("cosine", "linear", "wsd", "constant"))
-    schedule_steps: int | None = option(None, "steps of the schedule, if the run ends early", min=1, max=MOST_STEPS)
+    schedule_steps: int | None = option(None, "length of the schedule, if the run ends in it", min=1, max=MOST_STEPS)
     warmup_frac: float | None = option(None, "warm-up, share of steps (default: by --hparams)", min=0, below=1)
     warmup_steps: int | None = option(None, "warm-up in steps", min=0, max=MOST_STEPS)
     cooldown: str = option("linear", "shape of wsd's end: linear, 1-sqrt", choices=("linear", "1-sqrt"))
     cooldown_frac: float = option(0.2, "cooldown of wsd, share of steps", min=0, below=1)
     final_lr_frac: float = option(0.1, "final learning rate over the peak", min=0, below=1)
-    weight_decay: float | None = option(None, "of the matrices (default: by --hparams)", min=0, below=2**63)
-    beta2: float | None = option(None, "of AdamW (default: by --hparams)", min=0, below=1)
-    grad_clip: float = option(1.0, "largest gradient norm", above=0)
+    weight_decay: float | None = option(None, "decay of the matrices (default: by --hparams)", min=0, below=2**63)
+    beta2: float | None = option(None, "AdamW's beta2 (default: by --hparams)", min=0, below=1)
+    grad_clip: float = option(1.0, "clip the gradient's norm to this", above=0)
     z_loss: float = option(0.0, "weight of log(Z)^2 in the loss", min=0, below=2**63)
     ema: float = option(0.0, "decay of a mean of the weights; 0: off", min=0, below=1)
     zero1: bool = option(False, "shard the optimizer's state (ZeRO-1)")
 
     ckpt_every: int | None = option(
-        None, "steps between checkpoints; the last two stay", group="checkpoint", min=1, max=MOST_STEPS
+        None, "steps between checkpoints; the last two are kept", group="checkpoint", min=1, max=MOST_STEPS
     )
-    resume: str | None = option(None, "from a checkpoint, or the newest of --out_dir", const="auto", metavar="PATH")
+    resume: str | None = option(None, "resume from PATH, or the newest in --out_dir", const="auto", metavar="PATH")
 
     log_every: int | None = option(
         None, "steps between log lines (default: 20 lines)", group="logging", min=1, max=MOST_STEPS
@@ -136,6 +137,7 @@ class RunPlan:
     schedule_steps: int | None = None  # length of the schedule where it is longer than the run
     outside: tuple[str, ...] = ()  # where the run is outside the range that its rule was measured on
     world_size: int = 1  # processes that share a step
+    more_steps: str = ""  # with fewer than FEW_STEPS: the flags that give as many
     lr_one_process: float | None = None  # with --batch_size on several processes: lr before their number raised it
 
     def identity(self) -> dict:
@@ -156,13 +158,18 @@ class RunPlan:
         used = {k: getattr(self, k) for k, default in unused.items() if getattr(self, k) != default}
         return {k: getattr(self, k) for k in always.split()} | used
 
+    def smaller_batch(self) -> int:
+        """Sequences per process and step with which the budget has FEW_STEPS steps; 0 where it never has."""
+        tokens = self.flop_budget / self.flops_per_token
+        return int(tokens // (FEW_STEPS * self.tokens_per_step // self.batch_size))
+
     def warnings(self) -> list[str]:
         """What will spoil the result, one line each."""
         out = [f"--hparams {self.hparams}: {line}" for line in self.outside]
         if self.steps < FEW_STEPS:
             out.append(
                 f"{self.steps} steps: under {FEW_STEPS} the warm-up and the batch decide the loss more than the model "
-                "does; lower --batch_size (or --total_batch_size, or --block_size) or raise the budget"
+                f"does; for {FEW_STEPS} or more: {self.more_steps}"
             )
         if self.epochs is not None and self.epochs > 1:
             out.append(
@@ -220,9 +227,11 @@ def resolve(mc: ModelConfig, tc: TrainConfig, world_size: int = 1, train_tokens:
     rule = hparams.hparams(tc.hparams, mc, tokens, tokens_per_step)
     if tc.lr is None or (tc.batch_size or tc.total_batch_size) is None:  # the rule decides something that counts
         outside = [*rule.outside, *outside]
+    if tc.lr is None and rule.cut:
+        outside.append(rule.cut)
     lr, lr_one_process = _learning_rate(mc, tc, world_size, tokens, rule.lr, batch_size)
     warmup_frac = rule.warmup_frac if tc.warmup_frac is None else tc.warmup_frac
-    return RunPlan(
+    plan = RunPlan(
         **{name: getattr(tc, name) for name in COPIED},
         n_params=counts["total"],
         n_params_non_embedding=counts["non_embedding"],
@@ -251,6 +260,9 @@ def resolve(mc: ModelConfig, tc: TrainConfig, world_size: int = 1, train_tokens:
         world_size=world_size,
         lr_one_process=lr_one_process,
     )
+    if steps < FEW_STEPS:
+        plan = dataclasses.replace(plan, more_steps=_more_steps(tc, plan))
+    return plan
 
 
 # ----- the parts of resolve() -----
@@ -293,23 +305,49 @@ def _steps(
     """Whole steps of the run; UserError where there is less than half a step, or where flags in steps don't fit."""
     if train_tokens is not None and tokens_per_step > train_tokens - 1:
         processes = tokens_per_step // (batch_size * mc.block_size)
+        smaller = "--block_size" if batch_size == 1 else "--batch_size or --block_size"
         raise UserError(
             f"--batch_size {batch_size} x --block_size {mc.block_size} x {processes} processes takes "
-            f"{tokens_per_step:,} tokens a step, more than the {train_tokens:,} of the training text; lower it, or "
-            "prepare more text with data.py"
+            f"{tokens_per_step:,} tokens a step, more than the {train_tokens:,} of the training text; lower {smaller}, "
+            "or prepare more text with data.py"
         )
     steps = tc.max_iters or round(target / tokens_per_step)
     if steps < 1:
         flag = "flop_budget" if tc.flop_budget else "tokens_per_param"
+        smaller = "--block_size" if batch_size == 1 else "--batch_size or --block_size"
+        one_step = _rounded_up(getattr(tc, flag) * tokens_per_step / target)
         raise UserError(
             f"--{flag} {getattr(tc, flag):g} buys {target:,.0f} tokens, less than half a step of {tokens_per_step:,}; "
-            "raise it, or lower --batch_size or --block_size"
+            f"raise it (one step: {one_step}), or lower {smaller}"
         )
     if tc.warmup_steps is not None and tc.warmup_steps > steps:
         raise UserError(f"--warmup_steps {tc.warmup_steps} are more than the run's {steps}; lower them")
     if tc.schedule_steps is not None and tc.schedule_steps < steps:
         raise UserError(f"--schedule_steps {tc.schedule_steps} are fewer than the run's {steps}; raise them")
     return steps
+
+
+def _more_steps(tc: TrainConfig, plan: RunPlan) -> str:
+    """Flags that give the run FEW_STEPS steps: a smaller batch where one does, else one sequence and a longer run."""
+    if tc.max_iters is not None:
+        return f"--max_iters {FEW_STEPS}"
+    row = plan.tokens_per_step // plan.batch_size  # tokens of one sequence per process
+    batch = plan.smaller_batch()
+    name, unit = ("batch_size", 1) if tc.total_batch_size is None else ("total_batch_size", row)
+    if batch:
+        return f"--{name} {batch * unit}"
+    flag = "flop_budget" if tc.flop_budget else "tokens_per_param"
+    per_token = getattr(tc, flag) / (plan.flop_budget / plan.flops_per_token)
+    longer = f"--{flag} {_rounded_up(FEW_STEPS * row * per_token)}"
+    if getattr(tc, name) == unit:
+        return longer
+    return f"--{name} {unit} {longer}"
+
+
+def _rounded_up(value: float) -> str:
+    """A value as a flag, to three digits, and not below it."""
+    digit = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return f"{math.ceil(value / digit) * digit:.3g}"
 
 
 def _learning_rate(mc, tc, world_size: int, tokens: int, rule_lr: float, batch_size: int) -> tuple[float, float | None]:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 from isoflop import gpus
 from isoflop.config import ModelConfig
-from isoflop.train.plan import RunPlan, TrainConfig
+from isoflop.train.plan import FEW_STEPS, RunPlan, TrainConfig
 
 if TYPE_CHECKING:
     from isoflop.data.reader import TokenData
 
+USUAL_BETA2 = 0.9  # no rule has less
 TRAIN_VERSION = 2  # part of every run_id: raise it when a change of the code changes the losses
 
 
@@ -26,7 +27,7 @@ class RunRecord:
     """The result of a run, as one CSV row. Losses are in nats per token; N is given in three conventions."""
 
     run_id: str
-    status: str  # ok | diverged | oom | peer_lost
+    status: str  # ok | diverged | blown_up | oom | peer_lost
     started: str
     seed: int
     commit: str
@@ -84,6 +85,8 @@ class RunRecord:
         """The result in one line."""
         if self.status == "diverged":
             return f"{self.run_id} | diverged after {self.steps:,} steps; lower --lr ({self.lr:.3g} was used)"
+        if self.status == "blown_up":
+            return f"{self.run_id} | blown_up: {self._blown_up()}"
         if self.status != "ok":
             return f"{self.run_id} | {self.status} after {self.steps:,} steps"
         parts = [self.run_id, f"val loss {self.val_loss:.4f} +- {self.val_loss_se:.4f} nats/token"]
@@ -94,6 +97,20 @@ class RunRecord:
             speed += f", mfu {self.mfu:.1%}"
         parts.append(f"{self.tokens:,} tokens in {self.train_s:.1f} s ({speed})")
         return " | ".join(parts)
+
+    def _blown_up(self) -> str:
+        """What is wrong with the loss (failures.blown_up), and ways out."""
+        uniform = math.log(self.vocab_size)
+        if self.val_loss > uniform:
+            text = f"val loss {self.val_loss:.5g} is above the {uniform:.5g} of a uniform guess"
+        else:
+            text = f"the train loss rose for good, to {self.train_loss:.5g}"
+        text += f"; lower --lr ({self.lr:.3g} was used)"
+        if self.beta2 < USUAL_BETA2:
+            text += f", raise --beta2 ({self.beta2:g} was used)"
+        if self.steps < FEW_STEPS:
+            text += f", or train for more steps ({self.steps} were done)"
+        return text
 
 
 def make_record(run, progress, train_loss: float | None, val: dict, eval_s: float, peak_mem_gb: float) -> RunRecord:

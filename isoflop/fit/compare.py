@@ -1,0 +1,132 @@
+"""
+Evidence between the families of laws: which one do these runs prefer, and by how much?
+
+    >>> for row in compare_families(n, d, loss, c):
+    ...     print(row.family, row.behind, row.leave_one_out, row.backtest)
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from isoflop.fit import families
+from isoflop.fit.coupled import fit_coupled
+from isoflop.fit.isoflop import group_budgets
+from isoflop.laws import Law
+
+# name -> constraints of families.family(); the first that a user reads is the most general
+NESTED = {
+    "coupled": {},
+    "hoffmann": {"name": "hoffmann"},
+    "coupled, E = 0": {"floor": False},
+    "hoffmann, E = 0": {"name": "hoffmann", "floor": False},
+    "coupled, alpha = beta": {"equal_exponents": True},
+    "hoffmann, alpha = beta": {"name": "hoffmann", "equal_exponents": True},
+}
+MOST_SPLITS = 5  # back-tests, the last ones
+STEPS = 4  # back-tests predict this many budgets ahead
+MIN_BUDGETS = 3  # fitted in the shortest back-test
+
+
+@dataclass(frozen=True)
+class FamilyEvidence:
+    """
+    One family against the others.
+
+    Parameters
+    ----------
+    family : str
+    law : Law
+    free : int
+        Free parameters.
+    behind : float
+        Nats of evidence (BIC under a Laplace likelihood) short of the best family; 0 for the best.
+    leave_one_out : float
+        Weighted mean absolute error of ln L of each run predicted without it (one Newton step from the full fit).
+    backtest : float or None
+        Root mean square error of ln L over back-tests 1 to 4 budgets ahead; None with fewer than 4 budgets.
+    n_backtests : int
+    """
+
+    family: str
+    law: Law
+    free: int
+    behind: float
+    leave_one_out: float
+    backtest: float | None
+    n_backtests: int
+
+
+def compare_families(n, d, loss, c=None, prior=True, names=tuple(NESTED)):
+    """
+    Rank families of laws by evidence, the best first.
+
+    Parameters
+    ----------
+    n, d, loss, c, prior
+        As in fit_coupled.
+    names : sequence of str
+        Of NESTED.
+
+    Returns
+    -------
+    tuple of FamilyEvidence
+        By `behind`; without refused families.
+
+    Notes
+    -----
+    All families see the same weights, so that their evidence can be compared. In a back-test the runs below a budget
+    are fitted and the runs of each of the next STEPS budgets are predicted; its error is the weighted mean residual.
+    """
+    n, d, loss = (np.asarray(v, float) for v in (n, d, loss))
+    c = 6.0 * n * d if c is None else np.asarray(c, float)
+    splits = _splits(c)
+    rows = []
+    for name in names:
+        family = families.family(**NESTED[name])
+        fit = fit_coupled(n, d, loss, c, family=family, prior=prior, resamples=0)
+        if fit.law is None:
+            continue
+        errors = _backtest(fit, (n, d, loss, c), splits, prior, family)
+        rms = float(np.sqrt(np.mean(np.square(errors)))) if errors else None
+        short = -fit.log_evidence
+        rows.append(FamilyEvidence(name, fit.law, family.free, short, _leave_one_out(fit), rms, len(errors)))
+    if not rows:
+        return ()
+    best = min(row.behind for row in rows)
+    ranked = sorted(rows, key=lambda row: row.behind)
+    return tuple(replace(row, behind=row.behind - best) for row in ranked)
+
+
+def _leave_one_out(fit):
+    """Weighted mean absolute residual of runs predicted without themselves: r / (1 - leverage)."""
+    without = np.abs(fit.residuals) / np.maximum(1.0 - fit.leverage, 0.05)
+    return float(np.average(without, weights=fit.weights))
+
+
+def _splits(c):
+    """(runs fitted, [runs of each of the next budgets]) for the last budgets, never the lowest three; by rising C."""
+    groups = group_budgets(c)
+    if len(groups) <= MIN_BUDGETS or sum(map(len, groups)) <= len(c) / 2:  # no grid: bins of equal count
+        count = min(8, len(c) // 5)
+        groups = np.array_split(np.argsort(c, kind="stable"), count) if count > MIN_BUDGETS else []
+    splits = []
+    for i in range(max(MIN_BUDGETS, len(groups) - MOST_SPLITS), len(groups)):
+        fitted = np.sort(np.concatenate(groups[:i]))
+        splits.append((fitted, groups[i : i + STEPS]))
+    return splits
+
+
+def _backtest(fit, runs, splits, prior, family):
+    """Error of ln L of each budget ahead of each split: the mean residual, weighted as in the fit to all runs."""
+    n, d, loss, c = runs
+    errors = []
+    for fitted, ahead in splits:
+        arrays = (n[fitted], d[fitted], loss[fitted], c[fitted])
+        part = fit_coupled(*arrays, family=family, prior=prior, resamples=0, near=fit)
+        if part.law is None:
+            continue
+        for group in ahead:
+            residual = np.log(loss[group] / part.law.loss(n[group], d[group]))
+            errors.append(float(np.average(residual, weights=fit.weights[group])))
+    return errors
