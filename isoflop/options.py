@@ -150,6 +150,8 @@ def parse_value(f, text: str, may_be_none: bool = False):
         value = {"true": True, "false": False}.get(text.lower(), text)
     else:
         value = text
+        if not text.isascii() and text.encode("utf-8", "replace").decode("utf-8") != text:
+            raise UserError(f"{ascii(text)} must be text in UTF-8; rename it")
     if (f.metadata["choices"] or kind is bool) and mistake_in(f, value):
         raise UserError(f"{text} must be {expected(f)}")
     return value

@@ -5,7 +5,7 @@ import io
 import re
 from pathlib import Path
 
-from isoflop.files import append_line, write_text
+from isoflop.files import append_line, regular, write_text
 from isoflop.options import UserError
 
 COLUMNS = "run_id asked limit task metric score stderr chance centred shots n when".split()  # of scores.csv
@@ -14,7 +14,7 @@ COLUMNS = "run_id asked limit task metric score stderr chance centred shots n wh
 def read_runs(folder: Path) -> list[dict]:
     """The rows of a sweep's runs.csv; UserError where there are none."""
     try:
-        with open(folder / "runs.csv", encoding="utf-8", newline="") as f:
+        with open(regular(folder / "runs.csv"), encoding="utf-8", newline="") as f:
             runs = list(csv.DictReader(f))
     except OSError as error:
         raise UserError(f"--sweep {folder}: no runs.csv ({error.strerror}); sweep.py makes one") from None
@@ -28,7 +28,7 @@ def read_scores(folder: Path) -> list[dict]:
     path = folder / "scores.csv"
     if not path.exists():
         return []
-    with open(path, encoding="utf-8", newline="") as f:
+    with open(regular(path), encoding="utf-8", newline="") as f:
         reader = csv.DictReader(f)
         if reader.fieldnames != COLUMNS:
             raise UserError(f"{path} has another header; it is left as it is: move it away")
@@ -64,7 +64,7 @@ def join(folder: Path) -> Path:
 
     They are score_TASK and score_TASK_se, and of losses on a text val_loss@TEXT and bits_per_byte@TEXT.
     """
-    with open(folder / "runs.csv", encoding="utf-8", newline="") as f:
+    with open(regular(folder / "runs.csv"), encoding="utf-8", newline="") as f:
         reader = csv.DictReader(f)
         header, runs = list(reader.fieldnames), list(reader)
     latest, columns = {}, {}

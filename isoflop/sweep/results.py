@@ -47,9 +47,9 @@ def read_rows(path: Path, repair: bool = True) -> list[dict]:
 
     repair : False to leave the file as it is.
     """
-    if not path.exists() or not path.stat().st_size:
+    if not path.exists() or (path.is_file() and not path.stat().st_size):
         return []
-    raw = path.read_bytes()
+    raw = files.regular(path).read_bytes()
     whole = raw[: raw.rfind(b"\n") + 1]
     check_header(path, raw)
     rows = list(csv.reader(io.StringIO(whole.decode(errors="replace"), newline="")))
@@ -160,7 +160,7 @@ class ResultsFile:
         """What was started here and has left no row."""
         if not self.begun_path.exists():
             return
-        for line in self.begun_path.read_text(errors="replace").splitlines():
+        for line in files.regular(self.begun_path).read_text(errors="replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 note = json.loads(line)
                 if note["flops"] < 0:
