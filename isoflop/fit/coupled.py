@@ -62,9 +62,9 @@ class Prior:
     source: str = ""
 
 
-# Each set was fitted with priors five times as wide; families of sets count alike. Without any one family the means
-# move by less than 0.15 and the widths by less than a third; bench/bench_forecast.py forecasts every family with the
-# prior of the others.
+# Each sweep was fitted with priors five times as wide; families of sweeps count alike. Without any one family the means
+# move by less than 0.15 and the widths by less than half; bench/bench_forecast.py learns the prior again and forecasts
+# every family with the prior of the others.
 PUBLIC = Prior(
     (-1.38, -1.35, 0.30, 0.30, -0.55, 0.84),
     (0.48, 0.53, 0.11, 0.17, 0.23, 0.50),
