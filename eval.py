@@ -1,19 +1,19 @@
-"""What a trained model is worth: loss on a text, scores on benchmarks, for one model or for all of a sweep.
+"""Loss on a text and scores on benchmarks, of one model or of all of a sweep.
 
-    python eval.py --ckpt out/RUN_ID --data_dir data/stdlib_bpe512                 # validation loss, bits per byte
+    python eval.py --ckpt out/RUN_ID --data_dir data/stdlib_bpe512
     python eval.py --ckpt out/RUN_ID --tasks hellaswag,piqa,arc_easy --limit 200
-    python eval.py --ckpt out/RUN_ID --tasks core                                  # or gauntlet; tasks.py lists them
-    python eval.py --ckpt out/RUN_ID --tasks my_task.yaml                          # a local task, offline
+    python eval.py --ckpt out/RUN_ID --tasks core  # a bundle; also gauntlet
+    python eval.py --ckpt out/RUN_ID --tasks my_task.yaml  # a task of yours
     python eval.py --sweep sweep_results --tasks core
 
-Benchmarks are EleutherAI's lm-evaluation-harness (pip install lm-eval[hf]) on the model as export.py writes it. Scores
-are printed, and appended to eval.jsonl beside the weights. A sweep's go to scores.csv, keyed by run_id; its runs.csv is
-never touched, and runs_scores.csv is a copy of it with the scores as columns, for fit.py.
+Benchmarks are those of EleutherAI's lm-evaluation-harness (pip install
+lm-eval[hf]), on the model as export.py writes it. Scores are printed, and
+appended to eval.jsonl beside the weights. A sweep's go to scores.csv, keyed by
+run_id; its runs.csv is never touched, and runs_scores.csv is a copy of it with
+the scores as columns, for fit.py.
 """
 
-import csv
 import json
-import re
 import sys
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -23,223 +23,221 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from isoflop.cli import Parser
+from isoflop.cli import Parser, UserError, check, option, run_main
 from isoflop.data import reader
 from isoflop.data.tokenizer import load_tokenizer
 from isoflop.device import autocast
-from isoflop.distributed import World
+from isoflop.display import count, fixed, text_table
+from isoflop.distributed import DistributedEnv
+from isoflop.eval import scores
 from isoflop.eval.lm_harness import Harness
-from isoflop.eval.scores import append, join, read_scores
+from isoflop.files import append_line
 from isoflop.hf import tokenizer as hf_tokenizer
-from isoflop.hf import weights
-from isoflop.options import option
+from isoflop.hf.config import architecture
 from isoflop.train import run_dir
 from isoflop.train.validation import evaluate, validation_rows
+from model import load_model
+
+TEXT = "data:"  # the entry that stands for --data_dir among those of --tasks
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     """What is scored, and how."""
 
-    ckpt: str | None = option(None, "folder that train.py left, or one of its checkpoints")
-    sweep: str | None = option(None, "folder of a sweep: score the models of all its finished runs")
-    tasks: str | None = option(None, "benchmarks, with commas: harness names, .yaml files, core, gauntlet")
-    data_dir: str | None = option(None, "data folder: loss and bits per byte on its validation text")
-    tokenizer_dir: str | None = option(None, "data folder whose tokenizer the model has (default: the copy beside it)")
-    limit: float | None = option(None, "examples of each task; below 1: that share of them")
-    num_fewshot: int | None = option(None, "examples in the prompt (default: the task's, or the bundle's)")
-    val_tokens: int = option(2**17, "length of the validation range, in tokens")
-    batch_size: int = option(8, "sequences at a time, of the benchmarks")
-    out: str | None = option(None, "file to append the results to, as a line of JSON (default: eval.jsonl in --ckpt)")
+    ckpt: str | None = option(None, "folder of a run or checkpoint of train.py", group="model")
+    sweep: str | None = option(None, "folder of a sweep: all its finished runs")
+    tokenizer_dir: str | None = option(None, "its tokenizer (default: the copy in --ckpt)")
     device: str = option("auto", "device to run on", choices=("auto", "cpu", "cuda", "mps"))
-    dtype: str = option("auto", "compute type; auto: float32 on a CPU", choices=("auto", "float32", "bfloat16"))
+    dtype: str = option("auto", "compute type", choices=("auto", "float32", "bfloat16"))
+
+    data_dir: str | None = option(None, "token folder: loss, bits per byte", group="text")
+    val_tokens: int = option(2**17, "length of the validation range", min=1, max=2**40)
+
+    tasks: str | None = option(None, "names, .yaml files, core, gauntlet; commas", group="benchmarks")
+    limit: float | None = option(None, "examples of each task; below 1: a share", above=0, max=1e9)
+    num_fewshot: int | None = option(None, "examples in the prompt (default: the task's)", min=0, max=1000)
+    batch_size: int = option(8, "sequences at a time", min=1, max=2**16)
+
+    out: str | None = option(None, "append here (default: eval.jsonl in --ckpt)", group="output")
 
     def __post_init__(self):
-        problems = []
+        more = []
         if (self.ckpt is None) == (self.sweep is None):
-            problems.append("give one of --ckpt DIR (a model) and --sweep DIR (all models of a sweep)")
-        if self.tasks is None and self.data_dir is None:
-            problems.append("nothing to score: give --tasks, --data_dir, or both")
-        if self.limit is not None and not (0 < self.limit < 1 or self.limit >= 1 and self.limit % 1 == 0):
-            problems.append(f"--limit {self.limit:g} must be a whole number of examples, or a share between 0 and 1")
-        for name in ("val_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                problems.append(f"--{name} {getattr(self, name)} must be at least 1")
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            problems.append(f"--num_fewshot {self.num_fewshot} must be at least 0")
+            more.append("give one of --ckpt DIR (a model) and --sweep DIR (all models of a sweep)")
+        if not self.task_names() and self.data_dir is None:
+            more.append("nothing to score: give --tasks, --data_dir, or both")
+        if self.limit is not None and self.limit > 1 and self.limit % 1:
+            more.append(f"--limit {self.limit:g} must be a whole number of examples, or a share between 0 and 1")
         if self.out is not None and self.sweep is not None:
-            problems.append("--out goes with --ckpt; a sweep's scores go to scores.csv in its folder")
-        if problems:
-            raise ValueError("; ".join(problems))
+            more.append("--out goes with --ckpt; a sweep's scores go to scores.csv in its folder")
+        check(self, more)
 
-    def asked(self) -> list[str]:
+    def task_names(self) -> list[str]:
         """The entries of --tasks, each once."""
         names = [name.strip() for name in (self.tasks or "").split(",")]
         return list(dict.fromkeys(name for name in names if name))
 
-    def keys(self) -> dict[str, tuple[str, str]]:
-        """What scores.csv calls each thing that was asked for: entry of --tasks, or data: -> (asked, limit)."""
+    def entries(self) -> dict[str, dict]:
+        """Each thing to score, an entry of --tasks or TEXT, and what identifies it in scores.csv: asked, limit."""
         shots = "" if self.num_fewshot is None else f" {self.num_fewshot}-shot"
         limit = "" if self.limit is None else f"{self.limit:g}"
-        found = {name: (name + shots, limit) for name in self.asked()}
+        found = {name: {"asked": name + shots, "limit": limit} for name in self.task_names()}
         if self.data_dir is not None:
-            found["data:"] = (f"data:{Path(self.data_dir).resolve().name}", str(self.val_tokens))
+            found[TEXT] = {"asked": f"data:{Path(self.data_dir).resolve().name}", "limit": str(self.val_tokens)}
         return found
 
 
-def text_loss(found: run_dir.Trained, ec: EvalConfig) -> list[dict]:
+# ----- loss on a text -----
+
+
+def text_loss(found: run_dir.TrainedModel, config: EvalConfig) -> list[dict]:
     """Loss per token and bits per byte of a model on a data folder's validation text.
 
-    Where the folder's tokens are not the model's, its text is decoded and put into the model's tokens: losses per token
-    of different tokenizers can't be compared, bits per byte can.
+    Where the folder's tokens are not the model's, its text is decoded and encoded in the model's tokens: losses per
+    token of different tokenizers can't be compared, bits per byte can.
     """
-    model, tokens = found.model, reader.open_data(ec.data_dir)
-    theirs, ours = Path(ec.data_dir) / "tokenizer.json", found.tokens
-    spelled, note = reader.token_bytes(ec.data_dir), ""
-    if ours is not None and theirs.is_file():
-        if not hf_tokenizer.same(hf_tokenizer.read_spec(theirs), hf_tokenizer.read_spec(ours / "tokenizer.json")):
-            tokens = SimpleNamespace(val=retold(tokens, load_tokenizer(ec.data_dir), found.tokenizer(), ec))
-            spelled, note = reader.token_bytes(ours), ", in the model's tokens"
-    elif tokens.meta["vocab_size"] > model.config.vocab_size:
-        raise ValueError(
-            f"{ec.data_dir} has {tokens.meta['vocab_size']:,} tokens, the model {model.config.vocab_size:,}; "
-            "nobody has said which tokenizer the model has; name its data folder with --tokenizer_dir"
+    model, tokens, note = found.model, reader.open_data(config.data_dir), ""
+    byte_lengths = reader.token_bytes(config.data_dir)
+    data_tokenizer, vocab_size = Path(config.data_dir) / "tokenizer.json", tokens.meta["vocab_size"]
+    if found.tokenizer_dir is not None and data_tokenizer.is_file():
+        specs = [hf_tokenizer.read_spec(path) for path in (data_tokenizer, found.tokenizer_dir / "tokenizer.json")]
+        if not hf_tokenizer.same(*specs):
+            ids = reencode(tokens, load_tokenizer(config.data_dir), found.tokenizer(), config.val_tokens)
+            tokens, byte_lengths = SimpleNamespace(val=ids), reader.token_bytes(found.tokenizer_dir)
+            note = ", in the model's tokens"
+    elif vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"{config.data_dir} has {vocab_size:,} tokens, the model {model.config.vocab_size:,}; "
+            "unknown tokenizer: pass --tokenizer_dir, the data folder that the model was trained on"
         )
-    rows = validation_rows(tokens, model.config.block_size, ec.val_tokens)
-    device, dtype = run_dir.place(ec.device, ec.dtype)
-    world, lengths = World(device=device), None if spelled is None else torch.from_numpy(spelled).long()
-    out = evaluate(model.to(device).eval(), tokens, lengths, rows, world, autocast(dtype, device))
-    where = f"@{Path(ec.data_dir).resolve().name}"
+    rows = validation_rows(tokens, model.config.block_size, config.val_tokens)
+    device, dtype = run_dir.place(config.device, config.dtype)
+    if byte_lengths is not None:
+        byte_lengths = torch.from_numpy(byte_lengths).long()
+    model = model.to(device).eval()
+    result = evaluate(model, tokens, byte_lengths, rows, DistributedEnv(device=device), autocast(dtype, device))
+
+    where = f"@{Path(config.data_dir).resolve().name}"
     common = {"chance": None, "centred": None, "shots": None, "n": rows * model.config.block_size}
-    found_ = [{"task": f"val_loss{where}", "metric": f"nats/token{note}", "score": out["val_loss"],
-               "stderr": out["val_loss_se"], **common}]  # fmt: skip
-    if out["bits_per_byte"] is not None:
-        found_ += [{"task": f"bits_per_byte{where}", "metric": "bits/byte", "score": out["bits_per_byte"],
-                    "stderr": None, **common}]  # fmt: skip
-    return found_
+    loss = {"task": f"val_loss{where}", "metric": f"nats/token{note}", "score": result["val_loss"]}
+    found_scores = [{**loss, "stderr": result["val_loss_se"], **common}]
+    if result["bits_per_byte"] is not None:
+        bits = {"task": f"bits_per_byte{where}", "metric": "bits/byte", "score": result["bits_per_byte"]}
+        found_scores.append({**bits, "stderr": None, **common})
+    return found_scores
 
 
-def retold(tokens: reader.TokenData, theirs, ours, ec: EvalConfig) -> np.ndarray:
-    """The first val_tokens tokens of a validation text, as the model's own tokens."""
-    ids, end = np.asarray(tokens.val[: ec.val_tokens]), tokens.meta["eot_token"]
+def reencode(tokens: reader.TokenData, source, target, count: int) -> np.ndarray:
+    """The first `count` tokens of a validation split, of tokenizer `source`, as tokens of `target`."""
+    ids, end = np.asarray(tokens.val[:count]), tokens.meta["eot_token"]
     out = []
-    for doc in np.split(ids, np.flatnonzero(ids == end) + 1):
-        if len(doc):
-            out += ours.encode_ordinary(theirs.decode([i for i in doc.tolist() if i != end]))
-            out += [ours.eot_token] if doc[-1] == end else []
+    for document in np.split(ids, np.flatnonzero(ids == end) + 1):
+        text = source.decode([i for i in document.tolist() if i != end])
+        out += target.encode_ordinary(text)
+        if len(document) and document[-1] == end:
+            out.append(target.eot_token)
     return np.array(out, dtype=np.int64)
 
 
 # ----- one model -----
 
 
-def evaluate_all(found: run_dir.Trained, ec: EvalConfig, harness: Harness | None, wanted: list[str]) -> list[dict]:
-    """The wanted of ec.keys(), of one model."""
-    rows = [{"entry": "data:", **row} for row in text_loss(found, ec)] if "data:" in wanted else []
-    names = [name for name in wanted if name != "data:"]
+def make_harness(found: run_dir.TrainedModel, config: EvalConfig) -> Harness | None:
+    """The benchmarks, where any are requested, once the model is known to fit them."""
+    if not config.task_names():
+        return None
+    architecture(found.model.config)
+    found.tokenizer()
+    return Harness(config.task_names(), config.num_fewshot, config.limit, config.batch_size)
+
+
+def score(found: run_dir.TrainedModel, config: EvalConfig, harness: Harness | None, wanted: list[str]) -> list[dict]:
+    """Scores of one model for the wanted of config.entries()."""
+    rows, names = [], [name for name in wanted if name != TEXT]
+    if TEXT in wanted:
+        rows += [{"entry": TEXT, **row} for row in text_loss(found, config)]
     if names:
         found.model.cpu()
-        rows += harness.run(found, *run_dir.place(ec.device, ec.dtype), names)
-    keys = ec.keys()
-    return [dict(zip(("asked", "limit"), keys[row.pop("entry")], strict=True)) | row for row in rows]
+        rows += harness.run(found, *run_dir.place(config.device, config.dtype), names)
+    entries = config.entries()
+    return [entries[row.pop("entry")] | row for row in rows]
 
 
 def table(rows: list[dict]) -> str:
-    """Scores with their standard errors, aligned."""
-    header = ("task", "metric", "score", "+-", "chance", "centred", "shots", "n")
-    cells = [header]
+    """Scores with their standard errors."""
+    lines = []
     for row in rows:
-        numbers = [row["score"], row["stderr"], row["chance"], row["centred"]]
-        cells.append((row["task"], row["metric"], *("-" if v is None else f"{v:.4f}" for v in numbers),
-                      *("-" if row.get(k) is None else f"{row[k]:,}" for k in ("shots", "n"))))  # fmt: skip
-    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
-    return "\n".join("  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in
-                      enumerate(zip(line, widths, strict=True))).rstrip() for line in cells)  # fmt: skip
+        numbers = [fixed(row[key]) for key in ("score", "stderr", "chance", "centred")]
+        lines.append([row["task"], row["metric"], *numbers, count(row.get("shots")), count(row.get("n"))])
+    return text_table(["task", "metric", "score", "+-", "chance", "centred", "shots", "n"], lines, "llr")
+
+
+def print_left_out(harness: Harness | None):
+    for label, reason in (harness.left_out if harness else {}).items():
+        print(f"left out: {label} ({reason})")
 
 
 def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def one(ec: EvalConfig) -> int:
-    found = run_dir.load(ec.ckpt, ec.tokenizer_dir)
-    harness = ready(found, ec)
-    rows = evaluate_all(found, ec, harness, list(ec.keys()))
-    result = {"when": now(), "ckpt": str(ec.ckpt), "run_id": found.record.get("run_id"), "results": rows}
-    result |= {"lm_eval": harness.version, "left_out": harness.left_out} if harness else {}
+def evaluate_model(config: EvalConfig) -> int:
+    found = run_dir.load(config.ckpt, load_model, config.tokenizer_dir)
+    harness = make_harness(found, config)
+    rows = score(found, config, harness, list(config.entries()))
+    result = {"when": now(), "ckpt": str(config.ckpt), "run_id": found.record.get("run_id"), "results": rows}
+    if harness:
+        result |= {"lm_eval": harness.version, "left_out": harness.left_out}
     print(table(rows))
-    for label, reason in (harness.left_out if harness else {}).items():
-        print(f"left out: {label} ({reason})")
-    path = Path(ec.out) if ec.out else found.folder / "eval.jsonl"
+    print_left_out(harness)
+    path = Path(config.out) if config.out else found.folder / "eval.jsonl"
     try:
-        with open(path, "a", encoding="utf-8") as f:
-            f.write(json.dumps(result) + "\n")
+        append_line(path, json.dumps(result))
     except OSError as error:
-        raise ValueError(f"{path} can't be written ({error.strerror}); name another with --out") from None
+        raise UserError(f"{path} can't be written ({error.strerror}); name another with --out") from None
     print(path)
     return 0
-
-
-def ready(found: run_dir.Trained, ec: EvalConfig) -> Harness | None:
-    """The harness where it is needed, once the model is known to fit it."""
-    if not ec.asked():
-        return None
-    weights.architecture(found.model.config)
-    found.tokenizer()
-    return Harness(ec.asked(), ec.num_fewshot, ec.limit, ec.batch_size)
 
 
 # ----- a sweep -----
 
 
-def sweep(ec: EvalConfig) -> int:
-    """Score every finished run of a sweep that has no score yet; returns how many could not be scored."""
-    folder = Path(ec.sweep)
-    try:
-        with open(folder / "runs.csv", encoding="utf-8", newline="") as f:
-            runs = list(csv.DictReader(f))
-    except OSError as error:
-        raise ValueError(f"--sweep {folder}: no runs.csv ({error.strerror}); sweep.py makes one") from None
-    if not runs or "run_id" not in runs[0]:
-        raise ValueError(f"--sweep {folder}: runs.csv holds no runs")
-    whole = [r["run_id"] for r in runs if r.get("status") == "ok" and re.fullmatch(r"[0-9a-f]{12}", r["run_id"])]
-    scores, harness, failed, keys = folder / "scores.csv", None, 0, ec.keys()
-    held = {(row["run_id"], row["asked"], row["limit"]) for row in read_scores(scores)}
-    todo = {r: [name for name, key in keys.items() if (r, *key) not in held] for r in whole}
-    todo = {r: names for r, names in todo.items() if names}
-    for i, (run_id, names) in enumerate(todo.items()):
+def evaluate_sweep(config: EvalConfig) -> int:
+    """Score every finished run of a sweep that has no score yet; returns 1 where some could not be scored."""
+    folder, harness, failed = Path(config.sweep), None, 0
+    runs = scores.read_runs(folder)
+    todo = scores.missing(folder, runs, config.entries())
+    for i, (run_id, wanted) in enumerate(todo.items()):
+        label = f"[{i + 1}/{len(todo)}] {run_id}"
         try:
-            found = run_dir.load(folder / "cells" / run_id, ec.tokenizer_dir)
-            harness = harness or ready(found, ec)
-            rows = evaluate_all(found, ec, harness, names)
+            found = run_dir.load(folder / "cells" / run_id, load_model, config.tokenizer_dir)
+            harness = harness or make_harness(found, config)
+            rows = score(found, config, harness, wanted)
         except ValueError as error:
             if i == 0:
-                raise  # whatever it is, it is likely to be so with all
+                raise  # it is likely to be so with all
             failed += 1
-            print(f"[{i + 1}/{len(todo)}] {run_id} not scored: {error}")
+            print(f"{label} not scored: {error}")
             continue
-        append(scores, [{"run_id": run_id, "when": now(), **row} for row in rows])
-        last = rows[-1]
-        print(f"[{i + 1}/{len(todo)}] {run_id} {last['task']} {last['score']:.4f}", flush=True)
-    for label, reason in (harness.left_out if harness else {}).items():
-        print(f"left out: {label} ({reason})")
-    print(f"{scores}: {len(todo) - failed} of {len(runs)} runs scored now; {join(folder)} has the scores as columns")
-    return failed
+        scores.append(folder, [{"run_id": run_id, "when": now(), **row} for row in rows])
+        print(f"{label} {rows[-1]['task']} {rows[-1]['score']:.4f}", flush=True)
+    print_left_out(harness)
+    joined = scores.join(folder)
+    print(f"{folder / 'scores.csv'}: {len(todo) - failed} of {len(runs)} runs scored now; {joined} has them as columns")
+    return 1 if failed else 0
 
 
 # ----- command line -----
 
 
-def main(argv=None):
-    parser = Parser("eval.py", __doc__, EvalConfig)
-    args = parser.parse_args(argv)
-    try:
-        ec = parser.read(EvalConfig, args)
-        return 1 if (one if ec.sweep is None else sweep)(ec) else 0
-    except (ValueError, OSError) as error:
-        parser.fail(error)
-    except KeyboardInterrupt:
-        parser.exit(130, "eval.py: interrupted; what was scored is kept\n")
+def run(parser, args) -> int:
+    config = parser.read(EvalConfig, args)
+    return evaluate_model(config) if config.sweep is None else evaluate_sweep(config)
+
+
+def main(argv=None) -> int:
+    return run_main(Parser("eval.py", __doc__, EvalConfig), run, argv, "what was scored is kept")
 
 
 if __name__ == "__main__":

@@ -1,212 +1,105 @@
-"""
-Scaling laws from anyone's CSV of training runs, with intervals, back-tests and refusals.
+"""Scaling laws from anyone's CSV of training runs, with intervals and back-tests.
 
     python fit.py sweep_results/runs.csv
-    python fit.py runs.csv --predict_flops 1e20 1e21 --predict_params 1e9 --target_loss 2.5 --compare
+    python fit.py runs.csv --predict_flops 1e20 1e21 --target_loss 2.5 --compare
     python fit.py --law hoffmann --predict_flops 5.76e23
-    python fit.py --simulate E=1.69,A=406.4,B=410.7,alpha=0.34,beta=0.28 --noise 0.005 --budgets 1e18 3e18 1e19 3e19
-    python fit.py --selftest
 
-Needs a loss and two of N (parameters), D (tokens) and C (FLOPs); see runs.py. Writes fit.json, prediction.md and
-pictures to --out_dir. From Python: `run(paths, out_dir)`, or the estimators `fit_parametric`, `fit_isoflop`,
-`fit_envelope` and `fit_power_law` on arrays.
+A file needs a loss and two of N (parameters), D (tokens) and C (FLOPs). A law
+that the runs don't determine is refused, with what would help.
+fit.json, prediction.md and pictures go to --out_dir. From Python:
+run(paths, out_dir), or the functions of isoflop.fit on arrays.
 """
+# ruff: noqa: E402
 
-import argparse
-import json
 import os
 import sys
-import tempfile
-import types
-from dataclasses import dataclass, field, fields  # noqa: E402
+from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np  # noqa: E402
+if __name__ == "__main__":  # before numpy: thousands of small matrix products are slower on several threads
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from isoflop import laws
-from isoflop.fit import backtest, predict, report
-from isoflop.fit import table as runs_io
+from isoflop.cli import Parser, UserError, check, option, run_main
+from isoflop.files import writable_folder, write_json
+from isoflop.fit import report
+from isoflop.fit.backtest import backtest, conventions
+from isoflop.fit.coupled import DRAWS, fit_coupled
 from isoflop.fit.envelope import fit_envelope
 from isoflop.fit.huber import DELTA, RESAMPLES
 from isoflop.fit.isoflop import BUDGET_TOL, fit_isoflop, parabola_bias
-from isoflop.fit.parametric import OUTLIER_MADS, fit_parametric
+from isoflop.fit.outliers import find_outliers, loss_weights
+from isoflop.fit.parametric import fit_parametric
 from isoflop.fit.power_law import fit_kaplan, fit_power_law
-from isoflop.fit.predict import percentiles
-from isoflop.laws import cost_of
+from isoflop.fit.predict import flatness, missed_budget, predict, skill_of
+from isoflop.fit.predictors import LawPredictor, isoflop_variants, line_predictor, parametric_predictor
+from isoflop.fit.result import METHODS, Analysis, Fits, bands, law_to_json, to_arrays, to_json
+from isoflop.fit.surface import forecast, forecast_runs
+from isoflop.fit.table import Table, read, scores
 
-
-def opt(default, help, **kw):
-    """A dataclass field that is also a flag: its default and help are written here and nowhere else."""
-    return field(default=default, metadata={"help": help, **kw})
-
-
-def whole(text):
-    """An integer that may be written 5e3."""
-    value = float(text)
-    if value != int(value):
-        raise ValueError(text)
-    return int(value)
+MIN_RESAMPLES = 100  # the ends of a 95% interval of fewer are noise
+ENVELOPE_RESAMPLES = 1000  # at most
+MOST = 1e60  # largest number that can be asked for
 
 
 @dataclass(frozen=True)
 class Options:
-    """What can be asked of a fit; one flag per field."""
+    """What to fit, how, and what to predict. Fields with flag=False serve those who repeat a paper, from Python."""
 
-    n_col: str | None = opt(None, "column with N (default: by the usual names, n_params_matmul first)")
-    d_col: str | None = opt(None, "column with D")
-    c_col: str | None = opt(None, "column with C")
-    loss_col: str | None = opt(None, "column with the loss, nats per token")
-    loss_se_col: str | None = opt(None, "column with a standard error of the loss; weights the parametric fit")
-    where: tuple = opt((), "keep rows where 'column op value' holds (repeatable)", action="append", metavar="EXPR")
-    exclude_flops_above: float | None = opt(None, "leave out runs that cost more FLOPs than this", type=float)
-    drop_top_loss: int = opt(0, "leave out this many runs with the highest loss", type=whole, metavar="K")
-    huber_delta: float = opt(DELTA, "Huber threshold on ln L in the parametric fit", type=float)
-    bootstrap: int = opt(RESAMPLES, "resamples for the intervals; 0 for none", type=whole)
-    seed: int = opt(0, "seed of the resampling", type=whole)
-    budget_tol: float = opt(BUDGET_TOL, "runs within this ratio of one C share a budget", type=float)
-    isoflop_method: str = opt("local", "how a budget's minimum is found", choices=("local", "akima", "parabola"))
-    envelope_rule: str = opt("hull", "which points of the training curves are their envelope", choices=("hull", "bins"))
-    envelope_keep_ends: bool = opt(False, "keep envelope points of the smallest and largest model", action="store_true")
-    predict_flops: tuple = opt(
-        (), "predict N*, D* and loss at these budgets (default: the largest and 10x it)", nargs="+"
+    n_col: str | None = option(None, "column with N; usual names are found without", group="columns", metavar="NAME")
+    d_col: str | None = option(None, "column with D", metavar="NAME")
+    c_col: str | None = option(None, "column with C", metavar="NAME")
+    loss_col: str | None = option(None, "column with the loss, nats per token", metavar="NAME")
+    loss_se_col: str | None = option(None, "its standard error: weights the parametric fit", metavar="NAME")
+
+    where: tuple[str, ...] = option(
+        (), "keep rows where 'column op value' (repeatable)", group="selection", repeat=True, metavar="EXPR"
     )
-    predict_params: tuple = opt((), "tokens for which models of these sizes are compute-optimal", nargs="+")
-    target_loss: tuple = opt((), "compute, N* and D* for these losses", nargs="+")
-    predict_runs: str | None = opt(None, "file of (N, D) rows whose loss to predict", metavar="FILE")
-    compare: bool = opt(False, "put the published laws beside ours", action="store_true")
+    exclude_flops_above: float | None = option(None, "leave out runs of more FLOPs", above=0)
+    drop_top_loss: int = option(0, "leave out the N runs of highest loss", min=0, max=10**9)
 
-    def check(self):
-        """ValueError naming the first flag whose value makes no sense."""
-        for name, low, high in (("huber_delta", 0, np.inf), ("budget_tol", 0, 1), ("exclude_flops_above", 0, np.inf)):
-            v = getattr(self, name)
-            if v is not None and not low < v <= high:
-                raise ValueError(f"--{name} {v:g}: must be above {low}{f' and at most {high}' if high < 9 else ''}")
-        for name in ("bootstrap", "drop_top_loss", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} {getattr(self, name)}: must not be negative")
-        if 0 < self.bootstrap < 100:
-            raise ValueError(f"--bootstrap {self.bootstrap}: an interval needs 100 resamples or more; 0 for none")
-        for name in ("predict_flops", "predict_params", "target_loss"):
-            for v in getattr(self, name):
-                if not 0 < v < 1e60:
-                    raise ValueError(f"--{name} {v:g}: must be a positive, finite number")
+    bootstrap: int = option(RESAMPLES, "resamples for intervals, 0: none", group="fit", min=0, max=100_000)
+    seed: int = option(0, "seed of the resamples", min=0)
+    budget_tol: float = option(BUDGET_TOL, "relative spread of C within a budget", above=0, max=1)
+    isoflop_method: str = option("pooled", "how fit_isoflop finds a minimum", flag=False,
+                                 choices=("pooled", "local", "akima", "parabola"))  # fmt: skip
+    law_family: str = option("auto", "of the coupled law", choices=("auto", "coupled", "hoffmann"))
+    prior: bool = option(True, "weak priors from public sweeps in the coupled law")
+    envelope_rule: str = option("hull", "how fit_envelope picks points", flag=False, choices=("hull", "bins"))
+    envelope_keep_ends: bool = option(False, "keep points of the smallest and largest model", flag=False)
+    huber_delta: float = option(DELTA, "Huber threshold on ln L in the parametric fit", flag=False, above=0)
 
+    predict_flops: tuple[float, ...] = option(
+        (), "optimum at these C (default: largest, 10x it)", group="predictions", above=0, below=MOST
+    )
+    predict_params: tuple[float, ...] = option((), "D for which these N are the best size", above=0, below=MOST)
+    target_loss: tuple[float, ...] = option((), "C, N* and D* for these losses", above=0, below=MOST)
+    predict_runs: str | None = option(None, "file of (N, D) rows whose loss to predict", metavar="FILE")
+    compare: bool = option(False, "show the published laws beside the fit")
 
-# ----- the fits, as fit.json's sections -----
+    out_dir: str | None = option(None, "where to write (default: fit/ beside the CSV)", group="output", metavar="DIR")
+    plots: bool = option(True, "draw the pictures")
 
-
-def notes(items):
-    return [{"code": w.code, "message": w.message} for w in items]
-
-
-def parametric_section(fit, cost):
-    """ParametricFit -> the `parametric` section."""
-    out = {"status": "refused" if fit.law is None else "warned" if fit.warnings else "ok"}
-    out |= {"huber_delta": fit.delta, "n_rows": fit.n_rows, "warnings": notes(fit.warnings)}
-    if fit.law is not None:
-        points = {**fit.law.params, **dict(zip("ab", fit.law.exponents(cost), strict=True))}
-        out |= {k: {"point": v, "ci95": fit.ci(k, cost)} for k, v in points.items()}
-        for k in "AB":
-            interval = fit.ci(k)
-            out[f"ln_{k}"] = {"point": np.log(points[k]), "ci95": interval and tuple(np.log(interval))}
-        if fit.draws is not None:
-            out["se"] = {k: float(np.std(v, ddof=1)) for k, v in fit.draws.params.items()}
-        names = ("objective", "starts", "starts_agreeing", "gradient", "condition", "bootstrap")
-        out |= {k: getattr(fit, k) for k in names} | {"sigma_ln_loss": fit.sigma}
-    return out
+    def __post_init__(self):
+        more = []
+        if 0 < self.bootstrap < MIN_RESAMPLES:
+            more.append(f"--bootstrap {self.bootstrap} must be 0, or {MIN_RESAMPLES} or more for an interval")
+        check(self, more)
 
 
-def outliers(table, fit, refit):
+# ----- from files to fit.json -----
+
+
+def run(paths, out_dir=None, **options) -> dict:
     """
-    Runs more than OUTLIER_MADS median absolute deviations (and 0.01%) off the law, and the law without them.
-
-    Where the k highest losses are all outliers, the law without just these is shown too: a high-loss corner is the
-    usual culprit, and --drop_top_loss k is the remedy that others can repeat.
-    """
-    r = np.abs(fit.residuals - np.median(fit.residuals))
-    mads = r / max(np.median(r), 1e-300)
-    bad = (mads > OUTLIER_MADS) & (r > 1e-4)
-    rank = np.argsort(-table.loss, kind="stable")
-    corner = int(np.argmin(bad[rank])) if bad.any() else 0
-    top = set(rank[:corner].tolist())
-    named = [
-        {"run_id": str(table.run_id[i]), "row": int(table.row[i]), "n": table.n[i], "d": table.d[i]}
-        | {"loss": table.loss[i], "residual": fit.residuals[i], "mads": mads[i], "top_loss": i in top}
-        for i in np.flatnonzero(bad)[np.argsort(-mads[bad])][:100]
-    ]
-    without = {}
-    for name, gone in (("without_outliers", bad), ("without_top_loss", np.isin(np.arange(len(bad)), rank[:corner]))):
-        if gone.any() and (name == "without_outliers" or gone.sum() != bad.sum()):
-            other = refit(~gone)
-            if other.law is not None:
-                without[name] = {"left_out": int(gone.sum()), **other.law.params, "objective": other.objective}
-    return named, without
-
-
-def isoflop_section(fit, bias):
-    """IsoflopFit -> the `isoflop` section."""
-    out = {"status": "refused" if fit.a is None else "warned" if fit.warnings or fit.refusals else "ok"}
-    out["budgets"] = [
-        {"flops": v.flops, "n_runs": v.n_runs, "n_opt": v.n_opt, "d_opt": v.d_opt, "loss": v.loss, "status": v.status}
-        | {"method": v.method, "ci95": dict(v.ci)}
-        for v in fit.budgets
-    ]
-    if fit.a is not None:
-        out |= {
-            k: {"point": getattr(fit, k), "ci95": percentiles(fit.draws.get(k))} for k in ("a", "b", "ln_k_n", "ln_k_d")
-        }
-        out |= {"scatter_ln_n": fit.scatter, "all_points_parabola": fit.all_points, "expected_bias": bias}
-        out["lowest_runs"] = fit.lowest_runs
-    return out | {"warnings": notes(fit.warnings)}
-
-
-def envelope_section(fit):
-    """EnvelopeFit -> the `envelope` section."""
-    out = {"status": "refused" if fit.a is None else "ok", "rule": fit.rule, "ends_dropped": fit.ends_dropped}
-    if fit.a is not None:
-        out |= {
-            k: {"point": getattr(fit, k), "ci95": percentiles(fit.draws.get(k))} for k in ("a", "b", "ln_k_n", "ln_k_d")
-        }
-        out |= {"variants": fit.variants, "points": fit.points}
-    return out
-
-
-def power_section(fit, with_e=True):
-    """PowerLaw -> {E, k, g, r2, n_points} or the refusal."""
-    if fit.k is None:
-        return {"status": "refused"}
-    out = {
-        k: {"point": getattr(fit, k), "ci95": percentiles(fit.draws.get(k))}
-        for k in ("E", "k", "g")
-        if with_e or k != "E"
-    }
-    return {"status": "ok", **out, "r2": fit.r2, "n_points": fit.n_points}
-
-
-def kaplan_section(table, o, refusals):
-    """L(N) and L(D) in Kaplan et al.'s form, with and without E."""
-    out = {}
-    for name, x in (("L_N", table.n), ("L_D", table.d)):
-        fits = fit_kaplan(x, table.loss, o.bootstrap, o.seed, f"kaplan.{name}")
-        refusals += [r for fit in fits.values() for r in fit.refusals]
-        out[name] = {form: power_section(fit, form == "with_E") for form, fit in fits.items()}
-    return out
-
-
-# ----- one fit from files to fit.json -----
-
-
-def run(paths, out_dir=None, plots=False, **options):
-    """
-    Fit everything to the runs in `paths` and write fit.json (and, through report.py, prediction.md and pictures).
+    Fit everything to the runs in `paths`; write fit.json, prediction.md and the pictures.
 
     Parameters
     ----------
-    paths : list of str
+    paths : path, or list of paths
         CSV, JSON or JSON-lines files.
-    out_dir : str, optional
+    out_dir : path, optional
         Where to write; default fit/ beside the first file.
-    plots : bool
-        Also draw the pictures.
     **options
         Fields of Options.
 
@@ -217,292 +110,190 @@ def run(paths, out_dir=None, plots=False, **options):
 
     Raises
     ------
-    ValueError
-        User mistakes, in one line that names the way out.
+    UserError
+        Mistakes in files or options, in one line that names the way out; before anything is written.
     """
-    o = Options(**options)
-    o.check()
-    paths = [os.fspath(p) for p in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
+    options = Options(out_dir=out_dir, **options)
+    if isinstance(paths, (str, os.PathLike)):
+        paths = [paths]
+    paths = [os.fspath(path) for path in paths]
     if not paths:
-        raise ValueError("no file given; name a CSV of runs, or use --law, --simulate or --selftest")
-    columns = {"n": o.n_col, "d": o.d_col, "c": o.c_col, "loss": o.loss_col, "loss_se": o.loss_se_col}
-    table = runs_io.read(paths, columns, o.where, o.exclude_flops_above, o.drop_top_loss)
-    result, arrays = analyse(table, o, plots)
-    arrays["scores"] = runs_io.scores(paths) if plots else {}
-    write(result, arrays, out_dir or os.path.join(os.path.dirname(os.path.abspath(paths[0])), "fit"), plots)
+        raise UserError("no file given; name a CSV of runs, or give --law and something to predict")
+    columns = {**columns_of(options), "loss_se": options.loss_se_col}
+    table = read(paths, columns, options.where, options.exclude_flops_above, options.drop_top_loss)
+    targets = read_targets(options)
+    if options.plots:
+        import matplotlib  # noqa: F401  (where it is missing, that is said before the fit and not after)
+    folder = writable_folder(options.out_dir or Path(paths[0]).resolve().parent / "fit")
+
+    analysis = analyse(table, options, targets)
+    result, arrays = to_json(analysis), to_arrays(analysis)
+    if options.plots:
+        arrays["bands"] = bands(analysis)
+        arrays["scores"] = scores(paths)
+    write_json(folder / "fit.json", result, indent=1, allow_nan=False)
+    report.write(result, arrays, folder, options.plots)
     return result
 
 
-def analyse(table, o, plots=False):
-    """Table of runs and Options -> (what fit.json holds, arrays that pictures need)."""
+def columns_of(options: Options) -> dict:
+    """The columns named by --n_col, --d_col, --c_col and --loss_col; None where none is."""
+    return {"n": options.n_col, "d": options.d_col, "c": options.c_col, "loss": options.loss_col}
+
+
+def read_targets(options: Options) -> Table | None:
+    """The runs of --predict_runs; None without it."""
+    if options.predict_runs is None:
+        return None
+    return read([options.predict_runs], columns_of(options), need_loss=False)
+
+
+def analyse(table: Table, options: Options, targets: Table | None = None) -> Analysis:
+    """
+    All methods on a table of runs: fits, back-tests and predictions. A method that is refused has no numbers and says
+    why in the result's refusals.
+
+    Parameters
+    ----------
+    table : Table
+        The runs.
+    targets : Table, optional
+        Runs whose loss to predict.
+    """
+    fits = fit_methods(table, options)
+    settings = (options.budget_tol, options.huber_delta, options.isoflop_method)
+    # a method that is refused has no back-test: nothing of it is shown
+    tests = [row for row in backtest(table, *settings, fits.parametric) if row["method"] not in fits.refused]
+    skill = skill_of(tests, fits.parametric, fits.isoflop, table)
+
+    least_loss = {fits.least_losses_of: fits.compute_law}  # L(C) is fitted to one method's minima: it alone has a loss
+    predictors = [
+        parametric_predictor(fits.parametric, fits.cost),
+        line_predictor("isoflop", fits.isoflop, least_loss.get("isoflop")),
+        line_predictor("envelope", fits.envelope, least_loss.get("envelope")),
+    ]
+    predictors = [predictor for predictor in predictors if predictor is not None]
+    if options.compare:
+        predictors += [LawPredictor(f"published:{name}", law) for name, law in laws.PUBLISHED.items()]
+    budgets = options.predict_flops or (skill.c_max, 10 * skill.c_max)
+    questions = (budgets, options.predict_params, options.target_loss, targets)
+    variants = isoflop_variants(fits.isoflop)
+    predictions, below_floor = predict(predictors, *questions, skill, fits.cost, variants)
+    best, unanswered = forecast(fits.isoflop, fits.coupled, budgets, fits.cost, skill.c_max)
+    if targets is not None:
+        single = forecast_runs(fits.isoflop, fits.coupled, targets, fits.cost, skill.c_max)
+        predictions["runs"] = single + predictions["runs"]
+    flat = []
+    if fits.parametric.law is not None:
+        known = {budget.flops for budget in fits.isoflop.budgets if budget.status == "ok"}
+        flat = flatness(fits.parametric.law, sorted(known | set(budgets)), fits.cost, skill.sigma)
+    return Analysis(
+        table=table,
+        fits=fits,
+        conventions=conventions(table, *settings),
+        backtests=tests,
+        skill=skill,
+        predictors=predictors,
+        budgets=budgets,
+        forecast=best,
+        predictions=predictions,
+        flatness=flat,
+        compared=options.compare,
+        refusals=(*fits.refusals, *below_floor, *unanswered),
+    )
+
+
+def fit_methods(table: Table, options: Options) -> Fits:
+    """The three methods of Hoffmann et al. 2022, and power laws of one variable."""
     n, d, c, loss = table.n, table.d, table.c, table.loss
-    cost = cost_of(n, d, c)
-    weights = None
-    if o.loss_se_col and table.loss_se is not None:
-        se = table.loss_se / loss
-        weights = np.clip(np.nanmedian(se) / np.where(se > 0, se, np.nan), 0.1, 10)
-        weights = np.where(np.isfinite(weights), weights, 1.0)
-        weights /= weights.mean()
+    cost = laws.cost_of(n, d, c)
+    resamples, seed = options.bootstrap, options.seed
+    weights = loss_weights(table) if options.loss_se_col else None
+    parametric = fit_parametric(n, d, loss, weights, options.huber_delta, resamples, seed)
+    coupled = fit_coupled(n, d, loss, c, weights, options.law_family, options.prior, min(resamples, DRAWS), seed)
+    requested = None  # FLOPs by which runs are grouped into budgets; those spent, where they are not all known
+    if table.budget is not None and (table.budget > 0).all():
+        requested = table.budget
+    isoflop = fit_isoflop(n, d, c, loss, requested, options.budget_tol, options.isoflop_method, resamples, seed)
+    fewer = min(resamples, ENVELOPE_RESAMPLES)
+    envelope = fit_envelope(table.curve, options.envelope_rule, options.envelope_keep_ends, fewer, seed)
 
-    def refit(keep):
-        w = weights if weights is None else weights[keep]
-        return fit_parametric(n[keep], d[keep], loss[keep], w, o.huber_delta, 0, near=p)
+    missed, bias = "", None
+    if parametric.law is not None:
+        missed = missed_budget(parametric.law, isoflop.budgets)
+        if isoflop.a is not None:
+            bias = parabola_bias(isoflop, parametric.law, n, d, c, cost)
+    method, compute_law, compute_law_without_e = fit_compute_law(isoflop, envelope)
+    return Fits(
+        cost=cost,
+        parametric=parametric,
+        coupled=coupled,
+        outliers=find_outliers(table, parametric, weights),
+        missed_budget=missed,
+        isoflop=isoflop,
+        expected_bias=bias,
+        envelope=envelope,
+        least_losses_of=method,
+        compute_law=compute_law,
+        compute_law_without_e=compute_law_without_e,
+        kaplan_n=fit_kaplan(n, loss, resamples, seed, "kaplan.L_N"),
+        kaplan_d=fit_kaplan(d, loss, resamples, seed, "kaplan.L_D"),
+    )
 
-    p = fit_parametric(n, d, loss, weights, o.huber_delta, o.bootstrap, o.seed)
-    asked = table.budget if table.budget is not None and (table.budget > 0).all() else None
-    i = fit_isoflop(n, d, c, loss, asked, o.budget_tol, o.isoflop_method, o.bootstrap, o.seed)
-    e = fit_envelope(table.curve, o.envelope_rule, o.envelope_keep_ends, min(o.bootstrap, 1000), o.seed)
-    refusals = [*p.refusals, *i.refusals, *e.refusals]
-    result = {"input": {**table.info, "cost": {"kappa": cost.kappa, "rho": cost.rho}, "outliers": []}}
-    result["parametric"] = parametric_section(p, cost)
-    if p.law is not None:
-        result["input"]["outliers"], without = outliers(table, p, refit)
-        result["parametric"] |= without
-        if missed := predict.off_the_valley(p.law, i.budgets):
-            result["parametric"]["warnings"].append({"code": "misses_the_valley", "message": missed})
-            result["parametric"]["status"] = "warned"
-    bias = parabola_bias(i, p.law, n, d, c, cost) if p.law and i.a is not None else None
-    result |= {"isoflop": isoflop_section(i, bias), "envelope": envelope_section(e)}
 
-    ok = [v for v in i.budgets if v.status == "ok"]
-    if len(ok) >= 3 or e.a is None:
-        source, at, low, draws = "isoflop", [v.flops for v in ok], [v.loss for v in ok], i.draws.get("loss")
+def fit_compute_law(isoflop, envelope):
+    """Power laws of the least loss against C: (method that the losses are of, the fit with E, the fit without)."""
+    ok = [budget for budget in isoflop.budgets if budget.status == "ok"]
+    if len(ok) >= 3 or envelope.a is None:
+        method, draws = "isoflop", isoflop.draws.get("loss")
+        at, least = [budget.flops for budget in ok], [budget.loss for budget in ok]
     else:
-        source, at, low, draws = "envelope", e.points["flops"], e.points["loss"], None
-    power, straight = (
-        fit_power_law(at, low, draws, offset, f"compute_law.{offset and 'E' or 'no_E'}") for offset in (1, 0)
-    )
-    refusals += [*power.refusals, *straight.refusals]
-    result["compute_law"] = {"frontier": source, **power_section(power), "without_E": power_section(straight, False)}
-    result["kaplan"] = kaplan_section(table, o, refusals)
-    result["conventions"] = backtest.conventions(table, o.budget_tol, o.huber_delta, o.isoflop_method)
-
-    tests = backtest.backtest(table, o.budget_tol, o.huber_delta, o.isoflop_method, p)
-    refused = {m for m, fitted in (("parametric", p.law), ("isoflop", i.a), ("envelope", e.a)) if fitted is None}
-    tests = [r for r in tests if r["method"] not in refused]
-    result["backtest"] = tests
-    faces = [predict.parametric_predictor(p, cost)]
-    faces += [predict.line_predictor("isoflop", i, power if source == "isoflop" else None)]
-    faces += [predict.line_predictor("envelope", e, power if source == "envelope" else None)]
-    faces = [f for f in faces if f]
-    sigma = p.sigma if p.sigma is not None else 0.005
-    widths = [np.log(v.ci["n_opt"][1] / v.ci["n_opt"][0]) / 3.92 for v in ok if v.ci]
-    measured = max(float(np.median(widths)) if widths else 0.1, i.scatter or 0.0)
-    skill = predict.skill(tests, sigma, measured, table)
-    result["skill"] = {k: getattr(skill, k) for k in ("sigma", "sigma_n", "rate", "rate_n", "t", "n_tests", "c_max")}
-    if o.compare:
-        faces += [predict.published_predictor(f"published:{k}", v) for k, v in laws.PUBLISHED.items()]
-        result["published"] = published_section()
-    budgets = o.predict_flops or (skill.c_max, 10 * skill.c_max)
-    beside = {"parabola": i.all_points, "lowest_runs": i.lowest_runs} if i.a is not None else {}
-    beside = [(f"isoflop:{k}", types.SimpleNamespace(**v, draws={})) for k, v in beside.items() if v]
-    beside = [predict.line_predictor(k, v, None) for k, v in beside]
-    result["predictions"] = predictions(o, faces, budgets, skill, cost, refusals, beside)
-    known = sorted({v.flops for v in ok} | set(budgets))
-    result["valley"] = predict.valley(p.law, known, cost, sigma) if p.law else []
-    result["refusals"] = [{"method": r.method, "code": r.code, "message": r.message} for r in refusals]
-    member = np.full(len(n), -1)
-    for k, v in enumerate(i.budgets):
-        member[v.rows] = k
-    arrays = {"run_id": table.run_id, "n": n, "d": d, "c": c, "loss": loss, "budget": member, "curve": table.curve}
-    if table.c_exact is not None:
-        arrays["c_exact"] = table.c_exact
-    if table.lr_on_edge is not None:
-        arrays["lr_on_edge"] = table.lr_on_edge == 1
-    if plots:
-        grid = np.geomspace(c.min(), max(*budgets, 10 * c.max()), 40)
-        arrays["bands"] = clean(predict.predict_flops([f for f in faces if ":" not in f.name], grid, skill))
-    return clean(result), arrays
+        method, draws = "envelope", None
+        at, least = envelope.points["flops"], envelope.points["loss"]
+    with_e = fit_power_law(at, least, draws, True, "compute_law.E")
+    without_e = fit_power_law(at, least, draws, False, "compute_law.no_E")
+    return method, with_e, without_e
 
 
-@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # an open end of an interval is null, not a warning
-def predictions(o, faces, budgets, skill, cost, refusals, beside=()):
-    """The `predictions` section; targets below a method's floor go to refusals."""
-    out = {"flops": predict.predict_flops([*faces, *beside], budgets, skill)}
-    out["params"] = predict.predict_params(faces, o.predict_params, skill, cost)
-    out["target_loss"], refused = predict.predict_target(faces, o.target_loss, skill)
-    refusals += [types.SimpleNamespace(method=m, code=k, message=w) for m, k, w in refused]
-    out["runs"] = []
-    if o.predict_runs:
-        columns = {"n": o.n_col, "d": o.d_col, "c": o.c_col, "loss": o.loss_col}
-        target = runs_io.read([o.predict_runs], columns, need_loss=False)
-        out["runs"] = predict.predict_runs(faces, target, skill, cost)
-    return out
-
-
-def published_section():
-    return {
-        k: {"source": v.source, "convention": v.convention} | dict(zip("ab", v.exponents(), strict=True))
-        for k, v in laws.PUBLISHED.items()
-    }
-
-
-def clean(v):
-    """Plain Python all the way down; NaN and infinities become null."""
-    if isinstance(v, dict):
-        return {str(k): clean(x) for k, x in v.items()}
-    if isinstance(v, (list, tuple)):
-        return [clean(x) for x in v]
-    if isinstance(v, np.ndarray):
-        return clean(v.tolist())
-    if isinstance(v, np.generic):
-        v = v.item()
-    return None if isinstance(v, float) and not np.isfinite(v) else v
-
-
-def write(result, arrays, out_dir, plots):
-    """fit.json, atomically (a reader sees the old file or the new one), then what report.py makes of it."""
-    try:
-        os.makedirs(out_dir, exist_ok=True)
-        handle, tmp = tempfile.mkstemp(dir=out_dir, prefix=".fit.json")
-    except OSError as e:
-        raise ValueError(f"--out_dir {out_dir}: cannot write there ({e.strerror})") from None
-    with os.fdopen(handle, "w") as f:
-        json.dump(result, f, indent=1, allow_nan=False)
-    os.chmod(tmp, 0o644)
-    os.replace(tmp, os.path.join(out_dir, "fit.json"))
-    report.write(result, arrays, out_dir, plots)
-
-
-# ----- laws without runs, and runs from laws -----
-
-
-def from_law(name, o):
-    """Predictions of one published or given law, with no CSV."""
+def from_law(name: str, options: Options) -> dict:
+    """Predictions of a published law, or of one given as E=..,A=..,B=..,alpha=..,beta=.., without any run."""
     law = laws.parse_law(name)
-    faces = [predict.published_predictor(f"published:{name}", law)]
-    if not (o.predict_flops or o.predict_params or o.target_loss or o.predict_runs):
-        raise ValueError(
-            "--law needs something to predict: --predict_flops, --predict_params, --target_loss or --predict_runs"
-        )
-    refusals = []
-    result = {"law": {"name": name, "source": law.source, "convention": law.convention}}
-    result["predictions"] = predictions(o, faces, o.predict_flops, None, laws.SIX_ND, refusals)
-    result["refusals"] = [{"method": r.method, "code": r.code, "message": r.message} for r in refusals]
-    return clean(result)
-
-
-def simulated(law, budgets, n_sizes, span, noise, seed):
-    """A Table of runs drawn from a law on an isoFLOP grid about its own optima."""
-    n, d, c = laws.isoflop_grid(law, budgets, n_sizes, span)
-    loss = laws.simulate(law, n, d, noise, seed)
-    run_id = np.array([f"sim-{k:04d}" for k in range(len(n))], object)
-    info = {"files": ["simulated"], "rows_read": len(n), "rows_used": len(n), "dropped": [], "dropped_counts": {}}
-    info |= {"columns": {}, "n_convention": "simulated N", "notes": []}
-    order = np.lexsort((n, c))
-    return runs_io.Table(run_id, n[order], d[order], c[order], loss[order], np.arange(1, len(n) + 1), info=info)
-
-
-def selftest(out=print):
-    """Known laws, with and without noise: truth, estimate, verdict. True when all is well."""
-    fine = True
-    out(f"{'law':<20} {'noise':>6} {'quantity':<12} {'truth':>11} {'estimate':>11} {'95% interval':>25}  verdict")
-    cases = [(k, noise) for k in ("hoffmann", "besiroglu") for noise in (0.0, 0.003, 0.01)]
-    for seed, (name, noise) in enumerate(cases):
-        law = laws.PUBLISHED[name]
-        table = simulated(law, 10.0 ** np.arange(17, 21.5, 0.5), 9, 30.0, noise, seed)
-        result, _ = analyse(table, Options(bootstrap=1000, predict_flops=(1e22,)))
-        p, i = result["parametric"], result["isoflop"]
-        far = {r["method"]: r for r in result["predictions"]["flops"] if ":" not in r["method"]}
-        a, (n, d) = law.exponents()[0], law.optimum(1e22)
-        rows = (
-            [(k, getattr(law, k), p.get(k)) for k in ("E", "A", "B", "alpha", "beta")]
-            if p["status"] != "refused"
-            else []
-        )
-        rows += [("a isoflop", a, i.get("a"))]
-        rows += [
-            (f"{k} {m[:5]}", v, far[m][q])
-            for m in far
-            for k, v, q in (("N(1e22)", n, "n_opt"), ("D(1e22)", d, "d_opt"))
-        ]
-        for label, truth, q in rows:
-            low, high = q["ci95"]
-            # one 95% interval in twenty misses: only a miss by half its width again is a fault; the local parabola
-            # has a small bias by construction, the parametric fit has none
-            slack = 0.5 * (high - low) + (1e-6 if "iso" not in label else 0.03) * abs(truth)
-            good = low - slack <= truth <= high + slack
-            fine &= good
-            held = low <= truth <= high or abs(q["point"] / truth - 1) < 1e-6
-            verdict = "ok" if held else "near" if good else "WRONG"
-            interval = f"[{low:.4g}, {high:.4g}]"
-            out(f"{name:<20} {noise:>6g} {label:<12} {truth:>11.5g} {q['point']:>11.5g} {interval:>25}  {verdict}")
-    out("all recovered" if fine else "SOMETHING IS WRONG")
-    return fine
-
-
-# ----- the terminal -----
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"fit.py: error: {message}\n")
-
-
-def parse(argv):
-    parser = Parser(
-        prog="fit.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    targets = read_targets(options)
+    if not (options.predict_flops or options.predict_params or options.target_loss or targets):
+        raise UserError("--law needs --predict_flops, --predict_params, --target_loss or --predict_runs")
+    predictors = [LawPredictor(f"published:{name}", law)]
+    predictions, refusals = predict(
+        predictors, options.predict_flops, options.predict_params, options.target_loss, targets
     )
+    return law_to_json(name, law, predictions, refusals)
+
+
+# ----- command line -----
+
+
+def make_parser() -> Parser:
+    parser = Parser("fit.py", __doc__, Options, usage="[runs.csv ...] [flags]")
     parser.add_argument("paths", nargs="*", metavar="runs.csv", help="CSV, JSON or JSON-lines files of runs")
-    parser.add_argument("--out_dir", help="where to write (default: fit/ beside the first file)")
-    parser.add_argument("--no_plots", action="store_true", help="no pictures")
-    for f in fields(Options):
-        kw = dict(f.metadata)
-        if "nargs" in kw:
-            kw |= {"type": float, "metavar": "X"}
-        default = [] if kw.get("action") == "append" else f.default
-        parser.add_argument("--" + f.name, default=default, **kw)
-    parser.add_argument("--law", help="predict from a published law, or E=..,A=..,B=..,alpha=..,beta=.., with no CSV")
-    parser.add_argument("--simulate", metavar="LAW", help="draw runs from a law on a grid and fit them")
-    parser.add_argument("--noise", type=float, default=0.005, help="sd of ln L of simulated runs")
-    parser.add_argument("--budgets", type=float, nargs="+", metavar="C", help="FLOP budgets of the simulated grid")
-    parser.add_argument("--sizes", type=whole, default=9, help="model sizes per simulated budget")
-    parser.add_argument("--span", type=float, default=16.0, help="largest over smallest simulated size")
-    parser.add_argument("--selftest", action="store_true", help="recover known laws from simulated runs")
-    return parser.parse_args(argv)
+    parser.flag("law", "str | None", None, "published law to predict from, without a CSV", group="predictions")
+    return parser
+
+
+def fit_and_print(parser, args):
+    options = parser.read(Options, args)
+    if args.law is not None:
+        if args.paths:
+            raise UserError(f"--law predicts without runs; leave out {args.paths[0]}, or --law for --compare")
+        print(report.summary(from_law(args.law, options)))
+        return
+    result = run(args.paths, **vars(options))
+    print(report.summary(result))
+    if not result["forecast"] and all(result[method]["status"] == "refused" for method in METHODS):
+        raise UserError("all three methods were refused; the lines above say why and what helps")
 
 
 def main(argv=None):
-    args = parse(argv)
-    options = {f.name: getattr(args, f.name) for f in fields(Options)}
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-    try:
-        if args.selftest:
-            return 0 if selftest() else 1
-        if args.law:
-            Options(**options).check()
-            print(report.summary(from_law(args.law, Options(**options))))
-            return 0
-        if args.simulate:
-            o = Options(**options)
-            o.check()
-            law = laws.parse_law(args.simulate)
-            grid = args.budgets and min(args.budgets) > 0 and args.sizes > 0 and args.span > 1 and 0 <= args.noise < 1
-            if not grid:
-                raise ValueError(
-                    "--simulate needs --budgets above 0, --sizes from 1, --span above 1 and --noise in 0..1"
-                )
-            table = simulated(law, args.budgets, args.sizes, args.span, args.noise, o.seed)
-            result, arrays = analyse(table, o, bool(args.out_dir) and not args.no_plots)
-            print(f"truth       E {law.E:.4g}  alpha {law.alpha:.4g}  beta {law.beta:.4g}  a {law.exponents()[0]:.4g}")
-            if args.out_dir:
-                write(result, arrays, args.out_dir, not args.no_plots)
-        else:
-            result = run(args.paths, args.out_dir, not args.no_plots, **options)
-    except ValueError as e:
-        print(f"fit.py: error: {e}", file=sys.stderr)
-        return 2
-    print(report.summary(result))
-    return 2 if all(result[k]["status"] == "refused" for k in ("parametric", "isoflop", "envelope")) else 0
-
-
-if __name__ == "__main__":  # before numpy: thousands of small matrix products are slower on several threads
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    return run_main(make_parser(), fit_and_print, argv, "files that were written are whole")
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except BrokenPipeError:  # `fit.py ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    sys.exit(main())

@@ -1,28 +1,35 @@
-"""The GPT that every run trains: one class, and every architecture that shapes.ModelConfig describes.
+"""The GPT that every run trains, in every architecture that ModelConfig describes.
 
 The default is a decoder-only transformer of today:
 
-- pre-norm with RMSNorm that has no gain: the residual stream stays an identity path at any depth, and the only
-  parameters left are matrices and the look-up table, so that counting them needs no footnotes;
-- rotary positions (Su et al. 2021, arXiv:2104.09864): nothing to learn, no table whose size depends on the context;
-- queries and keys are normalised (QK-norm, Dehghani et al. 2023, arXiv:2302.05442): attention can't saturate at the
-  high rates that short runs want (64 wide, 2 layers, 1.5e11 FLOPs: 3.69 instead of 3.75 nats, LOG 2026-11-23);
-- no biases: they cost memory traffic and change no measured loss (PaLM, Chowdhery et al. 2022, section 2);
-- squared ReLU in an MLP of four widths (Primer, So et al. 2021, arXiv:2109.08668): as good as gated units at these
-  sizes, two matrices instead of three, and a layer is 12 n_embd^2 exactly;
-- head and embedding are separate weights: a look-up costs no FLOPs, so tying would save memory and no compute.
+- RMSNorm without gain before each half of a block: the residual stream is an
+  identity path at any depth, and all parameters are matrices and an embedding;
+- rotary positions (Su et al. 2021, arXiv:2104.09864): nothing to learn, and no
+  weights that fix the length of the context;
+- normalized queries and keys (QK-norm, Dehghani et al. 2023, arXiv:2302.05442):
+  attention can't saturate at the high learning rates that short runs want
+  (width 64, 2 layers, 1.5e11 FLOPs: 3.69 instead of 3.75 nats, LOG 2026-11-23);
+- no biases: they cost memory traffic and change no measured loss (PaLM,
+  Chowdhery et al. 2022, section 2);
+- squared ReLU in an MLP of four widths (Primer, So et al. 2021,
+  arXiv:2109.08668): as good as gated units at these sizes, with two matrices
+  instead of three;
+- separate head and embedding: an embedding costs no FLOPs, so tying them would
+  save memory and no compute.
 
-Each of these is a field; GPT-2, nanoGPT's model and the LLaMAs are other rows of the same table (shapes.PRESETS), to
-the parameter and to the logit.
+Each of these is a field. GPT-2, nanoGPT's model and the LLaMAs are rows of
+config.PRESETS, equal to the originals in every parameter and logit.
 
-    python model.py --preset gpt2                                   # weights by component, FLOPs, N's conventions
-    python model.py --preset llama3 --n_layer 18 --n_embd 2048      # any field on top
-    python model.py --depth 12 --plot_flops flops.png               # when is 6ND good enough?
+    python model.py --preset gpt2
+    python model.py --preset llama3 --n_layer 18 --n_embd 2048
+    python model.py --depth 12 --plot_flops flops.png
+
+prints weights by component and FLOPs per token in each convention.
 """
 
 import argparse
-import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -34,20 +41,20 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from isoflop.cli import Parser
+from isoflop.cli import Parser, run_main
 from isoflop.config import ModelConfig
-from isoflop.fit.figures import plot_flops
+from isoflop.files import atomic, fsync, read_json, regular, write_json
 from isoflop.flops import describe
 from isoflop.kernels.attention import self_attention
 from isoflop.kernels.cross_entropy import head_loss
 from isoflop.kernels.elementwise import gelu, layer_norm, norm, norm_rotate, relu_squared, rotate, swiglu
-from isoflop.options import integer
+from isoflop.options import UserError, integer
 
 # ----- the model -----
 
 
 class Norm(nn.Module):
-    """RMSNorm or LayerNorm over the last dimension; it has parameters only where the configuration asks for gains."""
+    """RMSNorm or LayerNorm over the last dimension, (..., C) -> (..., C); without norm_gain it has no parameters."""
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -63,7 +70,14 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Each key and value head serves n_head / n_kv_head query heads (Ainslie et al. 2023, arXiv:2305.13245)."""
+    """Causal self-attention, (B, T, C) -> (B, T, C).
+
+    Each key and value head serves n_head / n_kv_head query heads (Ainslie et al. 2023, arXiv:2305.13245).
+    In comments nh is n_head, nkv n_kv_head, hs head_size.
+
+    rotary : (cos, sin) of the positions, (T, hs / 2) each; None with learned positions.
+    cache : LayerCache of the positions before x, which x is added to; None: x starts at position 0.
+    """
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -76,7 +90,9 @@ class Attention(nn.Module):
         B, T, C = x.shape
         heads = self.c_attn(x).view(B, T, -1, self.head_size)  # (B, T, nh + 2 nkv, hs)
         if cache is None:
-            return self.c_proj(self_attention(heads, self.n_head, rotary, self.eps if self.qk_norm else None))
+            eps = self.eps if self.qk_norm else None
+            return self.c_proj(self_attention(heads, self.n_head, rotary, eps))
+        # (B, T, nh + 2 nkv, hs) -> (B, nh + nkv, T, hs) and (B, nkv, T, hs)
         qk, v = heads.transpose(1, 2).split((self.n_head + self.n_kv_head, self.n_kv_head), dim=1)
         if self.qk_norm:
             qk = norm_rotate(qk, *rotary, self.eps) if rotary else norm(qk, eps=self.eps)
@@ -88,16 +104,18 @@ class Attention(nn.Module):
 
 
 def cached_attention(q, k, v):
-    """Queries (B, nh, T, hs) are those of the last T positions of the keys and values, (B, nkv, S, hs)."""
+    """Attention of queries (B, nh, T, hs) at the last T of S positions over keys and values (B, nkv, S, hs)."""
     T, S = q.size(2), k.size(2)
-    seen = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    return F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=seen, enable_gqa=True)
+    causal_mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    return F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=causal_mask, enable_gqa=True)
 
 
 ACTIVATION = {"relu2": relu_squared, "gelu": gelu, "gelu_tanh": partial(gelu, tanh=True), "swiglu": swiglu}
 
 
 class MLP(nn.Module):
+    """Two linear layers with an activation between them, gated for swiglu: (B, T, C) -> (B, T, C)."""
+
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         gated = cfg.activation == "swiglu"
@@ -110,6 +128,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention, then MLP, each on a normalized input and added to the residual stream: (B, T, C) -> (B, T, C)."""
+
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         self.ln_1, self.attn = Norm(cfg), Attention(cfg)
@@ -121,13 +141,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """forward(idx (B, T) int64, targets (B, T) or None) -> (logits, loss).
-
-    With targets: loss is the mean cross-entropy in nats per token, or with reduction="none" one number a token, and
-    logits is None; z_loss is the weight of kernels.head_loss's penalty in the mean. Without: the logits,
-    (B, T, vocab_size) in float32, and loss is None. With a cache from new_cache(), idx continues what the cache has
-    seen, and is added to it.
-    """
+    """The model that a ModelConfig describes: from token ids to logits, or to the loss."""
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -151,13 +165,13 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        """The start that the configuration names. Gains start at one, biases at zero.
+        """Initial weights by config.init. Gains start at one, biases at zero.
 
         scaled : every product starts with outputs of size one, or zero, at any width. Matrices have variance
             1 / fan_in; those that write into the residual stream, and the head, are zero: each block is the identity
             at first and the first loss is ln(vocab_size) exactly. With that, one table of learning rates serves all
-            widths (optim.py scales the rates of the matrices by width; Yang et al. 2022, arXiv:2203.03466). A head
-            that is also the embedding can't be zero, and has variance 1 / fan_in.
+            widths (optim/hparams.py; Yang et al. 2022, arXiv:2203.03466). A head that is also the embedding can't be
+            zero, and has variance 1 / fan_in.
         normal : N(0, 0.02), over sqrt(2 n_layer) in the matrices that write into the residual stream, so that it
             does not grow with the depth (Radford et al. 2019, section 2.3).
         """
@@ -167,18 +181,34 @@ class GPT(nn.Module):
         tables = [self.wte, self.wpe] if cfg.position == "learned" else [self.wte]
         for table in tables:
             table.weight.normal_(std=1.0 if scaled and not cfg.tied else std)
+        # Draws in another order would give the same seed other weights, and make every run another run.
         for block in self.h:
-            for reader in (block.attn.c_attn, block.mlp.c_fc):
-                reader.weight.normal_(std=std)
-            for writer in (block.attn.c_proj, block.mlp.c_proj):
-                writer.weight.zero_() if scaled else writer.weight.normal_(std=std / (2 * cfg.n_layer) ** 0.5)
-        if not cfg.tied:
-            self.lm_head.weight.zero_() if scaled else self.lm_head.weight.normal_(std=std)
+            for first in (block.attn.c_attn, block.mlp.c_fc):
+                first.weight.normal_(std=std)
+            for last in (block.attn.c_proj, block.mlp.c_proj):  # these write into the residual stream
+                if scaled:
+                    last.weight.zero_()
+                else:
+                    last.weight.normal_(std=std / (2 * cfg.n_layer) ** 0.5)
+        if scaled and not cfg.tied:
+            self.lm_head.weight.zero_()
+        elif not cfg.tied:
+            self.lm_head.weight.normal_(std=std)
         for name, p in self.named_parameters():
             if name.endswith("bias"):
                 p.zero_()
 
     def forward(self, idx, targets=None, reduction="mean", z_loss=0.0, cache=None):
+        """(logits, None) without targets, (None, loss) with them.
+
+        Parameters
+        ----------
+        idx : token ids, int64 (B, T), T at most block_size.
+        targets : the next tokens, int64 (B, T). None: the logits are computed, float32 (B, T, V).
+        reduction : "mean" for the mean cross-entropy in nats per token, "none" for one loss a token, (B, T).
+        z_loss : weight of a penalty that is added to the mean, the mean squared log of the softmax's denominator.
+        cache : from new_cache(): idx continues the positions in it, and is added to it.
+        """
         cfg = self.config
         first = cache[0].length if cache else 0  # the position of idx[:, 0]
         last = first + idx.size(1)
@@ -187,14 +217,16 @@ class GPT(nn.Module):
         if cfg.position == "learned":
             x = x + self.wpe.weight[first:last]
         else:
-            rotary = self.cos[first:last].to(x.dtype), self.sin[first:last].to(x.dtype)
-        for block, seen in zip(self.h, cache or [None] * cfg.n_layer, strict=True):
-            x = block(x, rotary, seen)
+            rotary = self.cos[first:last].to(x.dtype), self.sin[first:last].to(x.dtype)  # (T, hs / 2) each
+        for block, layer_cache in zip(self.h, cache or [None] * cfg.n_layer, strict=True):
+            x = block(x, rotary, layer_cache)
         x = self.ln_f(x)
-        if targets is None:
-            logits, cap = self.lm_head(x).float(), cfg.logit_softcap  # (B, T, V)
-            return (cap * torch.tanh(logits / cap) if cap else logits), None
-        return None, head_loss(x, self.lm_head.weight, targets, reduction, cfg.logit_softcap, z_loss)
+        if targets is not None:  # without keeping (B, T, V) logits
+            return None, head_loss(x, self.lm_head.weight, targets, reduction, cfg.logit_softcap, z_loss)
+        logits = self.lm_head(x).float()  # (B, T, V)
+        if cfg.logit_softcap:
+            logits = cfg.logit_softcap * torch.tanh(logits / cfg.logit_softcap)
+        return logits, None
 
     def new_cache(self, batch_size: int) -> list["LayerCache"]:
         """An empty cache with room for block_size positions of each layer, on the model's device and in its type."""
@@ -203,100 +235,23 @@ class GPT(nn.Module):
 
 
 class LayerCache:
-    """Keys and values of one layer at the positions seen so far: what a next token needs of them."""
+    """Keys and values of one layer at the positions so far."""
 
     def __init__(self, cfg: ModelConfig, batch_size: int, device, dtype):
         shape = (2, batch_size, cfg.n_kv_head, cfg.block_size, cfg.head_size)
-        self.kv, self.length = torch.empty(shape, device=device, dtype=dtype), 0
+        self.kv = torch.empty(shape, device=device, dtype=dtype)
+        self.length = 0  # positions filled
 
     def extend(self, k, v):
-        """Append k and v, (B, nkv, T, hs), and return those of all positions."""
-        first, self.length = self.length, self.length + k.size(2)
+        """Append k and v, (B, nkv, T, hs), and return those of all positions, (B, nkv, length, hs)."""
+        first = self.length
+        self.length += k.size(2)
         self.kv[0, :, :, first : self.length] = k
         self.kv[1, :, :, first : self.length] = v
         return self.kv[:, :, :, : self.length].unbind()
 
 
-# ----- weights and configuration on disk -----
-
-CONFIG_BYTES = 2**16  # ours has half a kilobyte
-MOST_POSITIONS = 2**22  # of a context: its rotary tables are made before any weight is read
-
-
-def save_model(model: GPT, folder: Path):
-    """model.safetensors and config.json, each written under another name and renamed: never half a file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {k: v.contiguous() for k, v in model.state_dict().items()}
-    if model.config.tied:
-        del state["lm_head.weight"]  # it is wte.weight; safetensors holds nothing twice
-    save_file(state, folder / "model.safetensors.part")
-    (folder / "config.json.part").write_text(json.dumps(asdict(model.config), indent=2))
-    for name in ("config.json", "model.safetensors"):
-        os.replace(folder / f"{name}.part", folder / name)
-
-
-def load_model(folder: Path | str) -> GPT:
-    """The model that save_model wrote, on the CPU in float32. ValueError names the folder and what is wrong in it.
-
-    The configuration is held against the shapes in the file's header before anything of its sizes is allocated.
-    """
-    folder = Path(folder)
-    try:
-        if (size := (folder / "config.json").stat().st_size) > CONFIG_BYTES:
-            raise ValueError(f"config.json has {size:,} bytes")
-        cfg = ModelConfig(**json.loads((folder / "config.json").read_text()))
-        check_shapes(cfg, folder / "model.safetensors")
-        model = GPT(cfg)
-        state = load_file(folder / "model.safetensors")
-        if cfg.tied:
-            state["lm_head.weight"] = state.get("wte.weight")
-        model.load_state_dict(state)
-    except (OSError, TypeError, ValueError, RuntimeError, RecursionError, OverflowError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{folder} holds no usable model ({reason}); train.py writes one to its --out_dir") from None
-    return model
-
-
-def check_shapes(cfg: ModelConfig, path: Path):
-    """ValueError unless a safetensors file holds exactly the weights of this configuration; reads its header only."""
-    with safe_open(path, "pt") as f:
-        held = {name: (tuple(f.get_slice(name).get_shape()), f.get_slice(name).get_dtype()) for name in f.keys()}
-    if cfg.n_layer > len(held) or cfg.block_size > MOST_POSITIONS:  # the two sizes that no shape here bounds
-        raise ValueError(f"config.json asks for {cfg.n_layer:,} layers and a context of {cfg.block_size:,}")
-    with torch.device("meta"):
-        expected = {name: tuple(w.shape) for name, w in GPT(cfg).state_dict().items()}
-    if cfg.tied:
-        del expected["lm_head.weight"]
-    if odd := sorted(expected.keys() ^ held.keys()):
-        raise ValueError(f"{path.name} {'lacks' if odd[0] in expected else 'has a foreign'} {odd[0]}")
-    for name, (shape, dtype) in held.items():
-        if shape != expected[name] or dtype not in ("F64", "F32", "BF16", "F16"):
-            raise ValueError(f"{name} is {dtype} {shape}, not {expected[name]} as config.json says")
-
-
-# ----- command line -----
-
-
-def parse(argv=None):
-    parser = Parser("model.py", __doc__, ModelConfig)
-    parser.add_argument("--vocab_size", type=integer, default=argparse.SUPPRESS, help="tokens in the vocabulary")
-    parser.add_argument("--plot_flops", metavar="PATH", help="draw exact FLOPs over 6ND by depth, width and context")
-    return parser, parser.parse_args(argv)
-
-
-def main(argv=None):
-    parser, args = parse(argv)
-    try:
-        cfg = parser.read(ModelConfig, args)
-        print(" ".join(f"{k}={v}" for k, v in asdict(cfg).items()), describe(cfg), sep="\n\n")
-        if args.plot_flops:
-            plot_flops(cfg, args.plot_flops)
-            print(f"{Path(args.plot_flops).resolve()}")
-    except (ValueError, OSError) as error:
-        parser.fail(error)
-
-
-# ----- drawing -----
+# ----- generation -----
 
 
 @torch.no_grad()
@@ -304,43 +259,48 @@ def draw(
     model, idx, temperature: float = 0.8, top_k: int | None = 50, top_p: float | None = None, generator=None,
     cache: bool = True, usable: int | None = None,
 ) -> Iterator[torch.Tensor]:  # fmt: skip
-    """Next tokens without end, (B,) int64 on the CPU each, for idx (B, T) int64.
+    """Next tokens without end, each int64 (B,) on the CPU, for idx int64 (B, T).
 
     Parameters
     ----------
     temperature : divides the logits; 0 is greedy.
-    top_k, top_p : draw from the likeliest tokens only; the k likeliest (0 or None: all), then the fewest of them that
-        hold the probability top_p (Holtzman et al. 2019, arXiv:1904.09751).
-    generator : a torch.Generator, or one for each row: then a row is drawn alike in any batch.
-    cache : keep keys and values; the numbers are those of the whole pass up to rounding.
-    usable : ids from here on are never drawn: rows of the embedding that no token has.
+    top_k, top_p : draw from the most probable tokens only: the top_k first (0 or None: all), then the fewest of them
+        with a total probability of top_p (nucleus sampling, Holtzman et al. 2019, arXiv:1904.09751).
+    generator : a torch.Generator, or one for each row: then a row's tokens don't depend on the other rows.
+    cache : keep keys and values; the logits are those of the whole pass up to rounding.
+    usable : number of ids that the tokenizer has; those from it on are rows without a token, and never drawn.
     """
     size, device = model.config.block_size, idx.device
-    held = None
+    kv_cache = None
     while True:
-        if cache and held is not None and held[0].length < size:
-            logits = model.forward(idx[:, -1:], cache=held)[0][:, -1]  # never compiled: the cache grows with each token
-        else:  # the first pass, or the window slides: every token has another position than before
-            held = model.new_cache(len(idx)) if cache and idx.size(1) < size else None
-            call = model if held is None else model.forward
-            logits = call(idx[:, -size:], cache=held)[0][:, -1]
-        token = pick(logits.float().cpu()[:, :usable], temperature, top_k, top_p, generator)
+        if cache and kv_cache is not None and kv_cache[0].length < size:
+            # one position; never compiled (model.forward, not model): the cache grows with each token
+            logits = model.forward(idx[:, -1:], cache=kv_cache)[0]
+        elif cache and idx.size(1) < size:
+            kv_cache = model.new_cache(len(idx))
+            logits = model.forward(idx, cache=kv_cache)[0]
+        else:  # the window slides: every token has another position than before, and no key can be kept
+            kv_cache = None
+            logits = model(idx[:, -size:])[0]
+        token = pick(logits[:, -1].float().cpu()[:, :usable], temperature, top_k, top_p, generator)
         yield token
         idx = torch.cat((idx[:, -size:], token[:, None].to(device)), dim=1)
 
 
 def pick(logits, temperature: float, top_k: int | None, top_p: float | None, generator):
-    """One token of each row of logits (B, V): (B,) int64."""
+    """One token for each row of logits float32 (B, V): int64 (B,)."""
+    if not torch.isfinite(logits.amax(-1)).all():
+        raise UserError("the model's logits are not finite: its training has diverged; use an earlier checkpoint")
     if temperature == 0:
         return logits.argmax(-1)
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if top_k:
-        least = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
+        smallest = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, -torch.inf)
     probs = logits.softmax(-1)
     if top_p is not None and top_p < 1:
         ranked, order = probs.sort(dim=-1, descending=True, stable=True)
-        beyond = ranked.cumsum(-1) - ranked >= top_p  # what comes before a token already holds top_p
+        beyond = ranked.cumsum(-1) - ranked >= top_p  # the tokens ranked higher hold top_p already
         probs = probs.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0)
     if isinstance(generator, list):
         rows = [torch.multinomial(p, 1, generator=g) for p, g in zip(probs, generator, strict=True)]
@@ -349,11 +309,101 @@ def pick(logits, temperature: float, top_k: int | None, top_p: float | None, gen
 
 
 def generate(model, idx, count: int, temperature: float = 0.8, top_k: int | None = 50, generator=None, **more):
-    """idx (B, T) int64 -> (B, T + count), each token drawn from what the model says after the last block_size."""
+    """idx int64 (B, T) -> (B, T + count): `count` tokens drawn one after the other; `more` goes to draw()."""
     tokens = draw(model, idx, temperature, top_k, generator=generator, **more)
-    drawn = [next(tokens) for _ in range(count)]
-    return torch.cat((idx, *(token[:, None].to(idx.device) for token in drawn)), dim=1)
+    for _ in range(count):
+        idx = torch.cat((idx, next(tokens)[:, None].to(idx.device)), dim=1)
+    return idx
+
+
+# ----- weights and configuration on disk -----
+
+CONFIG_BYTES = 2**16  # a larger config.json is not read; ours have half a kilobyte
+MOST_POSITIONS = 2**22  # a longer block_size is refused: the rotary tables have its length, whatever the weights are
+FLOAT_TYPES = ("F64", "F32", "BF16", "F16")  # as safetensors names them
+
+
+def save_model(model: GPT, folder: Path):
+    """Write model.safetensors and config.json to a folder, which is made; each is written whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: v.contiguous() for k, v in model.state_dict().items()}
+    if model.config.tied:
+        del state["lm_head.weight"]  # it is wte.weight, and safetensors refuses tensors that share memory
+    with atomic(folder / "model.safetensors", "wb") as f:
+        mode = os.fstat(f.fileno()).st_mode
+        save_file(state, f.name)  # makes a new file, readable by its owner alone, in place of the open one
+        os.chmod(f.name, mode)
+        fsync(f.name)
+    write_json(folder / "config.json", asdict(model.config))
+
+
+def load_model(folder: Path | str) -> GPT:
+    """The model that save_model wrote, on the CPU in float32. UserError names the folder and the reason.
+
+    The configuration is compared with the shapes in the file's header before anything of its sizes is allocated.
+    """
+    folder = Path(folder)
+    try:
+        cfg = ModelConfig(**read_json(folder / "config.json", CONFIG_BYTES))
+        check_shapes(cfg, folder / "model.safetensors")
+        model = GPT(cfg)
+        state = load_file(folder / "model.safetensors")
+        if cfg.tied:
+            state["lm_head.weight"] = state.get("wte.weight")
+        model.load_state_dict(state)
+    except (OSError, TypeError, ValueError, RuntimeError, RecursionError, OverflowError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder} holds no usable model ({reason}); train.py writes one to its --out_dir") from None
+    return model
+
+
+def check_shapes(cfg: ModelConfig, path: Path):
+    """ValueError unless a safetensors file holds exactly the weights of this configuration; reads its header only."""
+    found = {}
+    with safe_open(regular(path), "pt") as f:
+        for name in f.keys():
+            weight = f.get_slice(name)
+            found[name] = tuple(weight.get_shape()), weight.get_dtype()
+    if cfg.n_layer > len(found) or cfg.block_size > MOST_POSITIONS:  # the two sizes that no shape in the file bounds
+        raise ValueError(f"config.json has {cfg.n_layer:,} layers and a context of {cfg.block_size:,}")
+    with torch.device("meta"):
+        expected = {name: tuple(w.shape) for name, w in GPT(cfg).state_dict().items()}
+    if cfg.tied:
+        del expected["lm_head.weight"]
+    different = sorted(expected.keys() ^ found.keys())
+    if different:
+        problem = "lacks" if different[0] in expected else "has an unknown"
+        raise ValueError(f"{path.name} {problem} {different[0]}")
+    for name, (shape, dtype) in found.items():
+        if shape != expected[name] or dtype not in FLOAT_TYPES:
+            raise ValueError(f"{name} is {dtype} {shape}, not {expected[name]} as config.json says")
+
+
+# ----- command line -----
+
+
+def make_parser() -> Parser:
+    parser = Parser("model.py", __doc__, ModelConfig)
+    words = {"type": integer, "metavar": "N", "help": "tokens in the vocabulary (default: the preset's)"}
+    parser.add_argument("--vocab_size", default=argparse.SUPPRESS, **words)
+    parser.add_argument("--plot_flops", metavar="PATH", help="draw exact FLOPs over 6ND by depth, width and context")
+    return parser
+
+
+def run(parser: Parser, args):
+    cfg = parser.read(ModelConfig, args)
+    print(" ".join(f"{k}={v}" for k, v in asdict(cfg).items()))
+    print(f"\n{describe(cfg)}")
+    if args.plot_flops:
+        from isoflop.fit.figures import plot_flops
+
+        plot_flops(cfg, args.plot_flops)
+        print(Path(args.plot_flops).resolve())
+
+
+def main(argv=None):
+    return run_main(make_parser(), run, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,366 +1,445 @@
 """Train one GPT to a FLOP budget and leave one record of it.
 
-    python train.py --data_dir data/stdlib_bpe512 --n_embd 32 --n_layer 1 --flop_budget 1e11
-    python train.py --max_iters 5000
+    python train.py --data_dir data/stdlib_bpe512 --flop_budget 1e11
+    python train.py --preset gpt2 --max_iters 5000 --compile
     torchrun --nproc_per_node=8 train.py --flop_budget 1e16
 
-The budget is C = 6 N D: N counts every weight that multiplies an activation (the head included, look-ups not), D the
-training tokens. One run: resolve() does the arithmetic, train() does the work, RunRecord is what remains, one CSV row.
+The budget is C = 6 N D: N counts every weight that multiplies an activation
+(the head, but not the embedding), D the training tokens. The record, run.json,
+is what a sweep writes as one row of its runs.csv.
 """
 
 import contextlib
 import dataclasses
-import gc
+import functools
 import json
 import math
-import shlex
 import sys
 import time
-from collections import deque
-from dataclasses import asdict, fields
-from datetime import datetime, timezone
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from isoflop import device as devices
-from isoflop import gpus
-from isoflop.cli import Parser
+from isoflop.cli import Parser, run_main
 from isoflop.config import ModelConfig
 from isoflop.data import reader
 from isoflop.data.loader import Loader
-from isoflop.data.tokenizer import load_tokenizer
-from isoflop.distributed import World, failure, launch, launcher, stop_signals
-from isoflop.optim import muon, schedule
-from isoflop.train import checkpoint, run_dir, tracking
-from isoflop.train.plan import RunPlan, TrainConfig, resolve
+from isoflop.distributed import DistributedEnv, launch, resume_command, stop_signals
+from isoflop.files import folder_lock, writable_folder
+from isoflop.optim import schedule
+from isoflop.optim.build import build
+from isoflop.options import explain
+from isoflop.train import checkpoint, tracking
+from isoflop.train.failures import blown_up, find_micro_batch, note_failure
+from isoflop.train.plan import RunConfig, RunPlan, TrainConfig, resolve
 from isoflop.train.prefetch import Batches
-from isoflop.train.record import RunRecord, commit, run_id, trajectory
+from isoflop.train.progress import Progress, progress_bar
+from isoflop.train.record import RunRecord, make_record, run_id, trajectory
 from isoflop.train.validation import evaluate, validation_rows
-from model import GPT, generate
+from model import GPT, generate, load_model, save_model
 
-UNTIMED = 4  # steps left out of the speed: they fill caches, or compile
-POLL = 8  # steps after which several processes ask each other whether one was told to stop
-INTERRUPTED = 75  # exit status of a run that a signal ended and that can go on: EX_TEMPFAIL of sysexits.h
-
-
-# ----- one run -----
+POLL = 8  # with several processes: they agree every so many steps whether to stop
+TRAINED = ("ok", "diverged", "blown_up")  # statuses of runs that did not fail on the way: all ranks are there
+INTERRUPTED = 75  # exit status of a run that a signal ended and that can be resumed: EX_TEMPFAIL of sysexits.h
 
 
 class Interrupted(Exception):
-    """A signal ended the run after a whole step; `saved` is its checkpoint, None where that could not be written."""
+    """stop() ended the run after a whole step; `saved` is its checkpoint, None where that could not be written."""
 
     def __init__(self, step: int, saved: Path | None):
         super().__init__(f"interrupted after step {step}")
         self.step, self.saved = step, saved
 
 
+# ----- set-up -----
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run that was checked and planned; nothing is built or written yet."""
+
+    mc: ModelConfig
+    tc: TrainConfig
+    env: DistributedEnv
+    plan: RunPlan
+    tokens: reader.TokenData
+    loader: Loader
+    val_rows: int  # sequences of the validation range
+    token_bytes: torch.Tensor | None  # int64 (vocab_size,), see evaluate(); None: no bits per byte
+    dtype: str  # of the compute: float32 or bfloat16
+    device_name: str
+    run_id: str
+    trajectory: dict  # see record.trajectory()
+    out_dir: Path
+    finished: RunRecord | None  # the record, where the run was finished before and need not run again
+    restored: checkpoint.Checkpoint | None  # where the run resumes from
+    say: Callable  # prints a line on rank 0, or does nothing
+
+    @property
+    def first_step(self) -> int:
+        return self.restored.step if self.restored else 0
+
+    @property
+    def log_every(self) -> int:
+        return self.tc.log_every or max(1, self.plan.steps // 20)
+
+    @property
+    def autocast(self):
+        return devices.autocast(self.dtype, self.env.device)
+
+    @property
+    def tail(self) -> int:
+        """How many of the last steps train_loss is the mean of: a tenth."""
+        return max(1, self.plan.steps // 10)
+
+
+def set_up(mc: ModelConfig, tc: TrainConfig, env: DistributedEnv, quiet: bool = False, start=None) -> Setup:
+    """Check and plan a run. Whatever is wrong with it is a UserError here, before anything is written.
+
+    start : as in train().
+    """
+    tokens = reader.open_data(tc.data_dir)
+    mc = dataclasses.replace(mc, vocab_size=tokens.meta["vocab_size"])
+    plan = resolve(mc, tc, env.size, len(tokens.train))
+    loader = Loader(tokens.train, mc.block_size, tc.seed, tc.pack, tokens.meta["eot_token"])
+    val_rows = validation_rows(tokens, mc.block_size, tc.val_tokens)
+    dtype = devices.compute_dtype(tc.dtype, env.device)
+    lengths = reader.token_bytes(tokens.folder)  # None where the tokenizer is unknown (nanoGPT's or llm.c's files)
+    id_ = run_id(mc, tc, plan, dtype, tokens)
+    decides = trajectory(mc, tc, plan, dtype, tokens)
+    out_dir = Path(tc.out_dir or f"out/{id_}")
+    if tc.tracker:
+        tracking.check_tracker(tc.tracker)
+    finished = restored = None
+    if tc.resume or not tc.overwrite:
+        finished = checkpoint.finished_run(out_dir, id_)
+    if finished is None and (start or tc.resume):
+        restored = checkpoint.find(out_dir, str(start or tc.resume))
+    if restored:
+        checkpoint.check_resumable(restored, decides, plan)
+    if not tc.overwrite:
+        checkpoint.check_no_other_run(out_dir, id_)
+    return Setup(
+        mc=mc,
+        tc=tc,
+        env=env,
+        plan=plan,
+        tokens=tokens,
+        loader=loader,
+        val_rows=val_rows,
+        token_bytes=None if lengths is None else torch.from_numpy(lengths).long(),
+        dtype=dtype,
+        device_name=devices.device_name(env.device),
+        run_id=id_,
+        trajectory=decides,
+        out_dir=out_dir,
+        finished=finished,
+        restored=restored,
+        say=_silent if quiet else env.print0,
+    )
+
+
+def _silent(*_):
+    pass
+
+
+# ----- the run -----
+
+
 def train(
     mc: ModelConfig,
     tc: TrainConfig,
-    world: World | None = None,
+    env: DistributedEnv | None = None,
     quiet: bool = False,
     start: str | Path | None = None,
     keep: dict[int, Path] | None = None,
     stop=lambda: False,
+    lock: bool = False,
 ) -> RunRecord:
     """Build, train, evaluate, save; the same for the command line, a sweep's cell and a test.
 
-    Every rank calls it, and gets the same record; rank 0 alone prints and writes.
+    Every rank calls it, and gets the same record; rank 0 alone prints and writes. A run that diverges, or that lacks
+    memory, has that as the record's status.
 
     Parameters
     ----------
+    quiet : print nothing.
     start : a checkpoint to begin from, of any run whose weights were the same up to there: same model, data, seed,
         batch and optimizer, and the same learning rate at each of its steps.
-    keep : {step: folder}, checkpoints to leave after those steps.
-    stop : asked after each step; True ends the run with a checkpoint and Interrupted.
+    keep : {step: folder}, checkpoints to save after those steps.
+    stop : called after each step; True ends the run with a checkpoint and Interrupted.
+    lock : hold out_dir against other processes; a sweep's cells need none, the sweep holds its own folder.
 
     Raises
     ------
-    ValueError : what the user can mend, before anything is built or written.
+    UserError : a mistake in the configurations, before anything is built or written; another process holds out_dir.
+    Interrupted : stop() returned True.
+    OSError : no room for the record.
     """
-    clock, started = time.perf_counter, datetime.now(timezone.utc).isoformat(timespec="seconds")
-    begun = clock()
-    world, keep = world or World(), keep or {}
-    say = (lambda *_: None) if quiet else world.print0
-    tokens = reader.open_data(tc.data_dir)
-    mc = dataclasses.replace(mc, vocab_size=tokens.meta["vocab_size"])
-    plan = resolve(mc, tc, world.size, len(tokens.train))
-    loader = Loader(tokens.train, mc.block_size, tc.seed, tc.pack, tokens.meta["eot_token"])
-    val_rows = validation_rows(tokens, mc.block_size, tc.val_tokens)
-    lengths = reader.token_bytes(
-        tokens.folder
-    )  # None for foreign bins whose tokenizer is unknown: no bits per byte then
-    spelled = None if lengths is None else torch.from_numpy(lengths).long()
-    dtype, gpu = devices.compute_dtype(tc.dtype, world.device), devices.device_name(world.device)
-    id_, fixed = run_id(mc, tc, plan, dtype, tokens), trajectory(mc, tc, plan, dtype, tokens)
-    out_dir = Path(tc.out_dir or f"out/{id_}")
-    if tc.tracker:
-        tracking.check_tracker(tc.tracker)
-    if tc.resume and (held := checkpoint.finished(out_dir)) and (held["run_id"], held["status"]) == (id_, "ok"):
-        say(f"{out_dir}: the run is finished already")
-        return RunRecord(**held)
-    came = checkpoint.find(out_dir, str(start or tc.resume)) if start or tc.resume else None
-    if came:
-        must_fit(came, fixed, plan)
-    if world.rank == 0:
-        checkpoint.claim(out_dir, id_, tc.overwrite)
-    say(f"run {id_}  {Path(tc.data_dir).resolve()} -> {out_dir.resolve()}  [{gpu} x {world.size}, {dtype}]")
-    say(plan.describe())
-
-    torch.manual_seed(tc.seed)  # inside, so that a sweep's cell equals the same command line
-    torch.set_float32_matmul_precision("high")  # TF32 where there are tensor cores; exact on a CPU
-    autocast = devices.autocast(dtype, world.device)
-    if tc.pack == "bos":
-        say(f"rows that begin with a document leave out {loader.cropped:.1%} of the training text")
-    log_every = tc.log_every or max(1, plan.steps // 20)
-    tail = max(1, plan.steps // 10)
-    losses = deque(maxlen=max(log_every, tail))  # on the device: reading one waits for it
-    first, curve, timed = 0, [], ()
-    if came:
-        first, curve, timed = came.step, came.state["curve"], came.state["timed"]
-        losses.extend(torch.tensor(came.state["losses"], device=world.device))
-        say(f"going on after step {first}, from {came.folder}")
-    timer = tracking.Timer(first, plan.tokens_per_step, *timed)
-    untimed = first + min(UNTIMED, (plan.steps - first) // 2)
-    done, status, model, first_ms = first, "ok", None, 0.0
-
-    def log(lr: float):
-        logged = curve[-1]["step"] if curve else 0
-        recent = torch.stack(list(losses)[logged - done :]).mean().item()  # waits for the device
-        ms, D = timer.tick(done), done * plan.tokens_per_step
-        eta = (plan.steps - done) * (clock() - loop_start) / (done - first)
-        point = {"run_id": id_, "step": done, "tokens": D, "n_params_matmul": plan.n_params_matmul}
-        point |= {"flops": D * plan.flops_per_token, "loss": world.sum(recent)[0] / world.size, "lr": lr}
-        curve.append(point | {"s": clock() - loop_start})
-        track({k: point[k] for k in ("loss", "lr", "tokens")} | {"tokens_per_s": timer.tokens_per_s}, done)
-        say(
-            f"step {done:05d}/{plan.steps:05d} | loss {point['loss']:.4f} | lr {lr:.2e} | {ms:.1f} ms | "
-            f"{timer.tokens_per_s:,.0f} tok/s | eta {eta / 60:.1f}m"
-        )
-
-    def leave(folder: Path) -> bool:
-        means = [x / world.size for x in world.sum(*torch.stack(list(losses)).tolist())]
-        state = {"run_id": id_, "step": done, "trajectory": fixed, "plan": asdict(plan), "losses": means}
-        state |= {"curve": curve, "timed": [timer.tokens, timer.seconds]}
-        problem = checkpoint.save_checkpoint(folder, model, optimizer, state, world)
-        if problem:
-            say(f"warning: no checkpoint after step {done} ({problem}); the run goes on")
-        elif world.rank == 0 and folder.parent == out_dir / "checkpoints":
-            checkpoint.thin(folder.parent)
-        return not problem
-
-    quiet_bar = world.rank != 0 or not sys.stderr.isatty()
-    settings = {"data_dir": str(tc.data_dir), **asdict(mc), **asdict(plan)}
-    with (
-        contextlib.ExitStack() as stack,
-        tqdm(total=plan.steps, initial=first, unit="step", desc=id_, leave=False, disable=quiet_bar) as bar,
-        tracking.tracker(tc.tracker if world.rank == 0 else None, out_dir, id_, settings, say) as track,
-    ):
-        try:
-            model = (came.model() if came else GPT(mc)).to(world.device)
-            optimizer = muon.build(model, plan, tc.grad_clip, dtype, world.device, world.size, tc.zero1)
-            if came:
-                optimizer.load(first, came.flat)
-                came.random(world.rank, world.device)
-            runner = torch.compile(model) if tc.compile else model
-            rows, stride = plan.batch_size, world.size * plan.batch_size  # this rank's slice of the global batch
-            here = first * stride + world.rank * rows
-            batches = Batches(loader, here, stride, rows, plan.steps - first, world.device)
-            stack.callback(batches.close)
-            loop_start = timer.since = clock()
-            for step in range(first, plan.steps):
-                lr = schedule.lr_at(step, plan)
-                losses.append(backward(runner, *next(batches), plan.micro_batch_size, autocast, optimizer, plan.z_loss))
-                optimizer.step(lr)
-                bar.update()
-                done = step + 1
-                if done == untimed:
-                    losses[-1].item()
-                    first_ms, timer.on = timer.tick(done), True
-                if done % log_every == 0 or done == plan.steps:
-                    log(lr)
-                    if not math.isfinite(curve[-1]["loss"]):
-                        status = "diverged"
-                        break
-                stopped = done % (POLL if world.size > 1 else 1) == 0 and world.any(stop()) and done < plan.steps
-                due = tc.ckpt_every and done % tc.ckpt_every == 0 and done < plan.steps
-                sampled = tc.sample_every and done % tc.sample_every == 0
-                if not (stopped or due or sampled or done in keep):
-                    continue
-                losses[-1].item()
-                with timer.paused(done):
-                    if sampled:
-                        say(excerpt(model, tokens.folder, autocast, seed=done))
-                    if done in keep:
-                        leave(Path(keep[done]))
-                    own = out_dir / "checkpoints" / f"step_{done:08d}"
-                    whole = (stopped or due) and leave(own)
-                    if stopped:
-                        raise Interrupted(done, own if whole else None)
-            optimizer.finish()  # what is evaluated is what is saved
-        except (RuntimeError, MemoryError) as error:
-            status = failure(error)
-            if status is None:
-                raise
-            problem = str(error).splitlines()[0]
-    startup_s = loop_start - begun if model else clock() - begun
-
-    # ----- validation and record -----
-    start = clock()
-    val = dict.fromkeys(("val_loss", "val_loss_se", "bits_per_byte"))
-    train_loss = math.nan
-    if status in ("oom", "peer_lost"):
-        tell = (lambda *_, **__: None) if quiet else print  # from whichever rank it was
-        tell(f"rank {world.rank}, step {done + 1}: {problem}", flush=True)
-        if status == "oom" and model:
-            tell(fewer_rows(model, optimizer, plan.micro_batch_size, world, autocast), flush=True)
-    else:
-        train_loss = world.sum(torch.stack(list(losses)[-tail:]).mean().item())[0] / world.size
-    if status == "ok":
-        val = evaluate(model, tokens, spelled, val_rows, world, autocast)
-        if not math.isfinite(val["val_loss"]):
-            status, val = "diverged", dict.fromkeys(val)
-    known_gpu = gpus.find(gpu)
-    peak = known_gpu.peak if known_gpu else None
-    D = done * plan.tokens_per_step  # a run that failed is charged with the steps that it ran
-    epochs = D / (loader.n_windows * mc.block_size if tc.pack == "bos" else len(tokens.train) - 1)
-    tokens_per_s = round(timer.tokens_per_s, 1)
-    compile_s = 0.0
-    if tc.compile and tokens_per_s and first_ms:
-        compile_s = round(max(0.0, (untimed - first) * (first_ms / 1e3 - plan.tokens_per_step / tokens_per_s)), 3)
-    copied = {**asdict(tc), **asdict(mc), **asdict(plan)}
-    known = {f.name: copied[f.name] for f in fields(RunRecord) if f.name in copied}
-    record = RunRecord(**known | dict(
-        run_id=id_, status=status, started=started, commit=commit(),
-        torch_version=torch.__version__, device=gpu, world_size=world.size, dtype=dtype,
-        data=f"{Path(tc.data_dir).name}@{tokens.meta['corpus_sha256'][:8]}",
-        steps=done, tokens=D, flops=plan.flops_per_token * D, flops_exact=plan.flops_per_token_exact * D,
-        flops_exact_over_6nd=round(plan.flops_per_token_exact / plan.flops_per_token, 6),
-        tokens_per_param=D / plan.n_params_matmul, epochs=epochs,
-        train_loss=train_loss if math.isfinite(train_loss) else None, **val, val_tokens=val_rows * mc.block_size,
-        train_s=D / tokens_per_s if tokens_per_s else round(timer.seconds, 3), eval_s=round(clock() - start, 3),
-        startup_s=round(startup_s, 3), compile_s=compile_s, tokens_per_s=tokens_per_s,
-        peak_mem_gb=devices.peak_memory_gb(world.device),
-        mfu=round(plan.flops_per_token_exact * tokens_per_s / world.size / peak, 4) if peak else None,
-    ))  # fmt: skip
-    if world.rank == 0:
-        try:
-            run_dir.keep_tokenizer(tokens.folder, out_dir, tokens.meta["tokenizer"])
-            problem = checkpoint.save_run(out_dir, model if status in ("ok", "diverged") else None, record, curve)
-        except OSError:
-            world.print0(json.dumps(asdict(record)))  # no room for the record itself: here it is
-            raise
-        if problem:
-            world.print0(f"warning: {problem}; the record is in {out_dir}")
-    if status in ("ok", "diverged"):
-        world.barrier()
-    return record
+    clock = time.perf_counter()
+    run = set_up(mc, tc, env or DistributedEnv(), quiet, start)
+    if run.finished:
+        run.say(f"{run.out_dir}: the run is finished already; --overwrite runs it again")
+        return run.finished
+    progress = Progress.begin(run, clock)
+    with contextlib.ExitStack() as held:
+        run.env.on_rank0(functools.partial(claim, run, held, lock))  # the first thing that is written
+        announce(run)
+        model = optimizer = None
+        with note_failure(progress):
+            model = build_model(run)
+            optimizer = build_optimizer(run, model)
+            train_steps(run, progress, model, optimizer, keep or {}, stop)
+            optimizer.finish()  # the weights that are evaluated and saved: the last, or with --ema their mean
+        return finish(run, progress, model, optimizer)
 
 
-def must_fit(came: checkpoint.Checkpoint, fixed: dict, plan: RunPlan):
-    """ValueError where the run that left a checkpoint was another one before it."""
-    was, old = came.state["trajectory"], RunPlan(**came.state["plan"])
-    other = [k for k in fixed | was if json.dumps(fixed.get(k)) != json.dumps(was.get(k))]
-    if "tokens_per_step" in other:
-        raise ValueError(
-            f"{came.folder} had {was['tokens_per_step']:,} tokens per step, this run has {fixed['tokens_per_step']:,}; "
-            f"on another number of processes give --total_batch_size {was['tokens_per_step']}"
-        )
-    if other:
-        k = other[0]
-        raise ValueError(f"{came.folder} is of a run with another {k} ({was.get(k)}, not {fixed.get(k)})")
-    for step in range(came.step):
-        a, b = schedule.lr_at(step, old), schedule.lr_at(step, plan)
-        if a != b:
-            raise ValueError(
-                f"{came.folder} is of a run with another learning rate: at step {step + 1} {a:.4g}, here {b:.4g}; "
-                "give the flags of that run, its budget too"
-            )
-    if came.step >= plan.steps:
-        raise ValueError(f"{came.folder} is after step {came.step}, this run ends with step {plan.steps}")
+def claim(run: Setup, held: contextlib.ExitStack, lock: bool):
+    """Make sure that out_dir can be written; with `lock`, and that no other process does, until `held` is closed."""
+    if lock:
+        held.enter_context(folder_lock(run.out_dir, "train.py"))
+    writable_folder(run.out_dir)
 
 
-def fewer_rows(model, optimizer, rows: int, world: World, autocast) -> str:
-    """What to do about a lack of memory: the largest half, quarter, ... of the rows that goes through, by trying."""
-    T = model.config.block_size
-    optimizer.mute()
-    while rows := rows // 2:
-        gc.collect()
-        if world.device.startswith("cuda"):
-            torch.cuda.empty_cache()
-        idx = torch.zeros(rows, T, dtype=torch.int64, device=world.device)
-        try:
-            backward(model, idx, idx, rows, autocast, optimizer)
-        except (RuntimeError, MemoryError) as error:
-            if failure(error) != "oom":
-                raise
-            continue
-        return f"{rows} sequences at a time fit: add --micro_batch_size {rows}, which leaves the batch as it is"
-    return "not even one sequence at a time fits: lower --block_size or the model"
+def train_steps(run: Setup, progress: Progress, model, optimizer, keep: dict, stop):
+    """The loop: every step of the run from run.first_step on, until it ends, diverges or is stopped."""
+    env, plan, tc, timer = run.env, run.plan, run.tc, progress.timer
+    # compiled for the steps alone: the module itself is saved, whose weights keep their names
+    forward = torch.compile(model) if tc.compile else model
+    with tracked(run) as track, progress_bar(run) as bar, batches_of(run) as batches:
+        progress.loop_start = time.perf_counter()
+        timer.start()
+        for step in range(run.first_step, plan.steps):
+            # ----- accumulate the gradients of one batch, micro-batch by micro-batch -----
+            lr = schedule.lr_at(step, plan)
+            loss = backward(forward, *next(batches), plan.micro_batch_size, run.autocast, optimizer, plan.z_loss)
+            progress.losses.append(loss)  # no .item(): it would wait for the device at every step
+
+            # ----- step: mean over the processes, clip, update, clear the gradients -----
+            optimizer.step(lr)
+            progress.step = done = step + 1
+            bar.update()
+
+            # ----- log -----
+            if done == timer.timed_from:
+                loss.item()  # waits, so that the untimed steps end here
+                timer.tick(done)
+            if done % run.log_every == 0 or done == plan.steps:
+                progress.log(run, lr, track)
+                if not math.isfinite(progress.curve[-1]["loss"]):  # a mean over all ranks, so that all leave
+                    progress.status = "diverged"
+                    break
+
+            # ----- sample, checkpoint, stop: rare, and outside of the timed seconds -----
+            # Ranks stop together or not at all: one that left alone would leave the others in the next collective.
+            polled = env.size == 1 or done % POLL == 0
+            stopping = polled and env.any(stop()) and done < plan.steps
+            due = tc.ckpt_every and done % tc.ckpt_every == 0 and done < plan.steps
+            sampling = tc.sample_every and done % tc.sample_every == 0
+            if not (stopping or due or sampling or done in keep):
+                continue
+            loss.item()
+            with timer.paused(done):
+                if sampling:
+                    run.say(excerpt(model, run.tokens.folder, run.autocast, seed=done))
+                if done in keep:
+                    save(run, progress, model, optimizer, Path(keep[done]))
+                if stopping or due:
+                    folder = run.out_dir / "checkpoints" / f"step_{done:08d}"
+                    saved = save(run, progress, model, optimizer, folder)
+                    if saved and env.rank == 0:
+                        checkpoint.remove_old(folder.parent)
+                if stopping:
+                    raise Interrupted(done, saved)
 
 
-def backward(runner, idx, targets, micro_batch_size: int, autocast, optimizer, z_loss: float = 0.0):
-    """Forward and backward over the batch in pieces; returns the batch's mean loss, detached, on the device."""
+def backward(forward, idx, targets, micro_batch_size: int, autocast, optimizer, z_loss: float = 0.0):
+    """Forward and backward over idx, targets (B, T); returns the batch's mean loss, detached, on the device."""
     total = 0.0
     for x, y in zip(idx.split(micro_batch_size), targets.split(micro_batch_size), strict=True):
         with autocast:
-            loss = runner(x, y, z_loss=z_loss)[1] * (len(x) / len(idx))
-        loss.backward()
+            loss = forward(x, y, z_loss=z_loss)[1] * (len(x) / len(idx))  # the last micro-batch may be shorter
+        loss.backward()  # the last micro-batch's starts the sums over the processes (optim/gradient_sync.py)
         optimizer.gather()
         total = total + loss.detach()
     return total
 
 
-# ----- command line -----
+# ----- its parts -----
 
 
-def again(argv: list[str]) -> str:
-    """The command line that goes on with an interrupted run."""
-    words, at = list(argv), argv.index("--resume") if "--resume" in argv else None
-    if at is not None:
-        del words[at : at + 1 + (len(words) > at + 1 and not words[at + 1].startswith("--"))]
-    return shlex.join([*launcher(), "train.py", *words, "--resume"])
+def announce(run: Setup):
+    """The run's head on the screen: where from, where to, and the plan."""
+    env, data = run.env, Path(run.tc.data_dir).resolve()
+    where = f"[{run.device_name} x {env.size}, {run.dtype}]"
+    run.say(f"run {run.run_id}  {data} -> {run.out_dir.resolve()}  {where}")
+    run.say(run.plan.describe())
+    if run.tc.pack == "bos":
+        run.say(f"rows that begin with a document leave out {run.loader.cropped:.1%} of the training text")
+    if run.restored:
+        run.say(f"resuming after step {run.restored.step}, from {run.restored.folder}")
 
 
-def main(argv=None):
-    parser = Parser("train.py", __doc__, ModelConfig, TrainConfig)
-    parser.add_argument("--json", action="store_true", help="print the record as the last line, for programs")
-    argv = sys.argv[1:] if argv is None else argv
-    args = parser.parse_args(argv)
-    try:
-        mc, tc = parser.read(ModelConfig, args), parser.read(TrainConfig, args)
-        with stop_signals() as stop, launch(tc.device) as world:
-            try:
-                record = train(mc, tc, world, stop=stop)
-            except Interrupted as end:
-                how = f"saved as {end.saved}; go on with" if end.saved else "not saved; do it again with"
-                world.print0(f"{end}, {how}\n{again(argv)}")
-                return INTERRUPTED
-            world.print0(record.summary())
-            if world.rank == 0:
-                tracking.draw_curve(Path(tc.out_dir or f"out/{record.run_id}"), record)
-            if args.json:
-                world.print0(json.dumps({**asdict(record), "seconds": record.train_s, "loss": record.train_loss}))
-    except (ValueError, OSError) as error:
-        parser.fail(error)
-    except KeyboardInterrupt:
-        parser.exit(130, "train.py: interrupted at once; nothing was recorded since the last checkpoint\n")
-    return 0 if record.status == "ok" else 1
+def build_model(run: Setup) -> GPT:
+    """The model on its device: with the weights of the checkpoint, or new ones."""
+    torch.manual_seed(run.tc.seed)  # here, so that a sweep's cell equals the same command line
+    torch.set_float32_matmul_precision("high")  # TF32 where there are tensor cores; exact on a CPU
+    model = load_model(run.restored.folder) if run.restored else GPT(run.mc)
+    return model.to(run.env.device)
+
+
+def build_optimizer(run: Setup, model):
+    """The plan's optimizer, with the checkpoint's state where there is one."""
+    env = run.env
+    optimizer = build(model, run.plan, run.tc.grad_clip, run.dtype, env.device, env.size, run.tc.zero1)
+    if run.restored:
+        optimizer.load(run.first_step, run.restored.flat)
+        run.restored.restore_random(env.rank, env.device)
+    return optimizer
+
+
+def batches_of(run: Setup):
+    """The batches of this rank's steps: its slice of each global batch, from the first step on."""
+    rows, size = run.plan.batch_size, run.env.size
+    first = run.first_step * size * rows + run.env.rank * rows
+    batches = Batches(run.loader, first, size * rows, rows, run.plan.steps - run.first_step, run.env.device)
+    return contextlib.closing(batches)
+
+
+def tracked(run: Setup):
+    """The --tracker's log(values, step), on rank 0."""
+    kind = run.tc.tracker if run.env.rank == 0 else None
+    settings = {"data_dir": str(run.tc.data_dir), **asdict(run.mc), **asdict(run.plan)}
+    return tracking.tracker(kind, run.out_dir, run.run_id, settings, run.say)
+
+
+def save(run: Setup, progress: Progress, model, optimizer, folder: Path) -> Path | None:
+    """Save a checkpoint; every rank calls it. Returns its folder, or None where it could not be written."""
+    state = progress.state(run)
+    problem = checkpoint.save_checkpoint(folder, model, optimizer, state, run.env, save_model)
+    if problem:
+        run.say(f"warning: {folder} could not be written ({problem}); the run continues: make room for the next")
+        return None
+    return folder
 
 
 def excerpt(model, folder, autocast, count: int = 64, seed: int = 0) -> str:
     """A line of text that the model writes after the end of a document; the global random state is left alone."""
+    from isoflop.data.tokenizer import load_tokenizer
+
     try:
         tokenizer = load_tokenizer(folder)
     except ValueError as error:
         return f"sample | none: {error}"
     device, usable = next(model.parameters()).device, tokenizer.n_vocab
     idx = torch.full((1, 1), tokenizer.eot_token, dtype=torch.int64, device=device)
-    with autocast:
-        out = generate(model, idx, count, generator=torch.Generator().manual_seed(seed), cache=False, usable=usable)
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        with autocast:
+            out = generate(model, idx, count, generator=generator, cache=False, usable=usable)
+    except ValueError as error:  # logits that are not finite
+        return f"sample | none: {error}"
     return "sample | " + repr(tokenizer.decode(out[0, 1:].tolist()))
+
+
+# ----- the end of a run -----
+
+
+def finish(run: Setup, progress: Progress, model, optimizer) -> RunRecord:
+    """Validate, and write record, curve and weights. Every rank gets the same record."""
+    begun = time.perf_counter()
+    env = run.env
+    if progress.status in ("oom", "peer_lost") and run.say is not _silent:
+        print(f"rank {env.rank}, step {progress.step + 1}: {progress.problem}", flush=True)  # from whichever rank it is
+        if progress.status == "oom" and optimizer:
+            print(advise(run, model, optimizer), flush=True)
+    train_loss, val = None, dict.fromkeys(("val_loss", "val_loss_se", "bits_per_byte"))
+    if progress.status in TRAINED:
+        tail = torch.stack(list(progress.losses)[-run.tail :]).mean().item()
+        train_loss = env.sum(tail)[0] / env.size
+    if progress.status == "ok":
+        found = evaluate(model, run.tokens, run.token_bytes, run.val_rows, env, run.autocast)
+        if math.isfinite(found["val_loss"]):
+            val = found
+            if blown_up(found["val_loss"], progress.curve, run.plan, run.mc.vocab_size):
+                progress.status = "blown_up"
+        else:
+            progress.status = "diverged"
+    eval_s, peak_mem_gb = time.perf_counter() - begun, devices.peak_memory_gb(env.device)
+    record = make_record(run, progress, train_loss, val, eval_s, peak_mem_gb)
+    problem = write(run, progress, model, record) if env.rank == 0 else None
+    if progress.status in TRAINED:  # else other ranks may be gone
+        env.barrier()
+    if problem:
+        raise problem
+    return record
+
+
+def advise(run: Setup, model, optimizer) -> str:
+    """What to do about a lack of memory, found by trying."""
+    optimizer.mute()  # the other ranks are not here to sum gradients with
+
+    def attempt(rows: int):
+        idx = torch.zeros(rows, run.mc.block_size, dtype=torch.int64, device=run.env.device)
+        backward(model, idx, idx, rows, run.autocast, optimizer)
+
+    return find_micro_batch(attempt, run.plan.micro_batch_size, run.env.device)
+
+
+def write(run: Setup, progress: Progress, model, record: RunRecord) -> OSError | None:
+    """Record, curve, weights and tokenizer into out_dir. Returns why the record could not be written, or None."""
+    from isoflop.train.run_dir import keep_tokenizer
+
+    if progress.status not in TRAINED:
+        model = None  # half a step may be in its weights
+    try:
+        problem = checkpoint.save_run(run.out_dir, model, record, progress.curve, save_model)
+    except OSError as error:
+        run.env.print0(json.dumps(asdict(record)))  # no room for the record itself: the screen has it
+        return error
+    if problem:
+        run.env.print0(f"warning: {problem}; the record is in {run.out_dir}")
+    keep_tokenizer(run.tokens.folder, run.out_dir, run.tokens.meta["tokenizer"])
+    return None
+
+
+# ----- command line -----
+
+
+def run_once(argv: list[str], parser: Parser, args) -> int:
+    """One run of the command line; returns the exit status."""
+    mc, tc = parser.read(ModelConfig, args), parser.read(TrainConfig, args)
+    with stop_signals() as stop, launch(tc.device) as env:
+        try:
+            record = train(mc, tc, env, stop=stop, lock=True)
+        except Interrupted as end:
+            outcome = "not saved; run it again with"
+            if end.saved:
+                outcome = f"saved as {end.saved}; resume with"
+            env.print0(f"{end}, {outcome}\n{resume_command(argv)}")
+            return INTERRUPTED
+        env.print0(record.summary())
+        out_dir = Path(tc.out_dir or f"out/{record.run_id}")
+        if env.rank == 0:
+            try:
+                tracking.draw_curve(out_dir, record)
+            except OSError as error:
+                env.print0(f"warning: no loss.png ({explain(error)})")
+        if args.json:
+            env.print0(json.dumps({**asdict(record), "seconds": record.train_s, "loss": record.train_loss}))
+        complete = env.rank != 0 or (out_dir / checkpoint.WEIGHTS).exists()  # a full disk costs the weights
+    return 0 if record.status == "ok" and complete else 1
+
+
+def main(argv=None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = Parser("train.py", __doc__, RunConfig, ModelConfig, TrainConfig)
+    parser.flag("json", bool, False, "print the record as the last line", group="logging")
+    interrupted = "nothing was recorded since the last checkpoint"
+    return run_main(parser, functools.partial(run_once, argv), argv, interrupted)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python bench/bench_memory.py                 # five configurations, float32 and bfloat16, about two minutes
 
 Memory: the most that torch's CPU allocator held at once during train.train() (model, optimizer, steps, evaluation),
-from its own record of every allocation, against costs.memory(). Time: a run's loop seconds against what the speed of an
-earlier, shorter run of the same model says.
+from its own record of every allocation, against estimate_memory(). Time: a run's loop seconds against what the speed of
+an earlier, shorter run of the same model says.
 """
 
 import argparse
@@ -24,9 +24,10 @@ import train
 from isoflop import device, flops
 from isoflop.config import ModelConfig
 from isoflop.data import config, reader
-from isoflop.plan import estimate, memory
-from isoflop.train import record as record_
+from isoflop.plan.machine import make_machine
+from isoflop.plan.memory import estimate_memory
 from isoflop.train.plan import TrainConfig
+from isoflop.train.record import RunRecord
 
 CONFIGURATIONS = (  # model, sequences a step, vocabulary
     (ModelConfig(1, 32), 12, 512),
@@ -49,7 +50,7 @@ def allocated_peak(work) -> int:
     return most
 
 
-def run(mc, folder, out, **given) -> record_.RunRecord:
+def run(mc, folder, out, **given) -> RunRecord:
     tc = TrainConfig(data_dir=folder, out_dir=str(out), overwrite=True, device="cpu", **given)
     return train.train(mc, tc, quiet=True)
 
@@ -61,45 +62,55 @@ def measure(mc, rows, folder, dtype, out, steps=3, val_tokens=2**14) -> tuple[in
     tokens = reader.open_data(folder)
     mc = dataclasses.replace(mc, vocab_size=tokens.meta["vocab_size"])
     val_tokens = min(val_tokens, len(tokens.val) - 1)
-    return measured, memory.memory(mc, rows, dtype, "cpu", val_tokens=val_tokens)["peak"]
+    return measured, estimate_memory(mc, rows, dtype, "cpu", val_tokens=val_tokens).peak
+
+
+def label(mc, rows, vocab_size) -> str:
+    return f"{mc.n_layer} x {mc.n_embd}, {mc.block_size}, {vocab_size}, {rows}"
+
+
+def memory_table(folders, out):
+    print("\nlayers x width, context, vocabulary, batch  type      measured     plan.py  ratio")
+    for mc, rows, vocab_size in CONFIGURATIONS:
+        for dtype in ("float32", "bfloat16"):
+            real, planned = measure(mc, rows, folders[vocab_size], dtype, out)
+            sizes = f"{real / 1e6:>8.2f} MB {planned / 1e6:>8.2f} MB"
+            print(f"{label(mc, rows, vocab_size):<43} {dtype:<8} {sizes}  {planned / real:.3f}", flush=True)
+
+
+def time_table(folders, out):
+    device.keep_memory()  # as train.py does
+    print("\nlayers x width, context, vocabulary, batch  FLOP/s    seconds  plan.py  ratio")
+    for mc, rows, vocab_size in CONFIGURATIONS:
+        folder, given = folders[vocab_size], dict(batch_size=rows, val_tokens=2**12)
+        steps = max(12, int(1e11 / (flops.flops_per_token_exact(mc) * rows * mc.block_size)))
+        run(mc, folder, out, max_iters=6, **given)  # warms caches and the allocator up
+        run(mc, folder, out, max_iters=steps, **given)
+        machine = make_machine(measured=out / "run.json")
+        longer = run(mc, folder, out, max_iters=3 * steps, **given)
+        planned = machine.bill(dataclasses.replace(mc, vocab_size=vocab_size), longer.tokens).seconds
+        print(
+            f"{label(mc, rows, vocab_size):<43} {machine.speed.flops_per_s:.2e} {longer.train_s:>8.2f} "
+            f"{planned:>8.2f}  {planned / longer.train_s:.3f}"
+        )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("memory", "time"), help="one of the two tables")
-    asked = parser.parse_args()
+    only = parser.parse_args().only
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as folder:
-        token_folders = {}
-        for V in sorted({v for *_, v in CONFIGURATIONS}):
-            wanted = config.DataConfig(source="stdlib", tokenizer=f"bpe:{V}", out_dir=os.path.join(folder, str(V)))
-            token_folders[V] = str(data.prepare(wanted, quiet=True))
-        if asked.only != "time":
-            print("\nlayers x width, context, vocabulary, batch  type      measured     plan.py  ratio")
-        for mc, rows, V in CONFIGURATIONS if asked.only != "time" else ():
-            for dtype in ("float32", "bfloat16"):
-                real, said = measure(mc, rows, token_folders[V], dtype, Path(folder) / "out")
-                name = f"{mc.n_layer} x {mc.n_embd}, {mc.block_size}, {V}, {rows}"
-                print(
-                    f"{name:<43} {dtype:<8} {real / 1e6:>8.2f} MB {said / 1e6:>8.2f} MB  {said / real:.3f}", flush=True
-                )
-        if asked.only == "memory":
-            return
-        device.keep_memory()  # as train.py's launch() does
-        print("\nlayers x width, context, vocabulary, batch  FLOP/s    seconds  plan.py  ratio")
-        for mc, rows, V in CONFIGURATIONS:
-            steps = max(12, int(1e11 / (flops.flops_per_token_exact(mc) * rows * mc.block_size)))
-            out, given = Path(folder) / "out", dict(batch_size=rows, val_tokens=2**12)
-            run(mc, token_folders[V], out, max_iters=6, **given)  # warms caches and the allocator up
-            run(mc, token_folders[V], out, max_iters=steps, **given)
-            speed = estimate.read_speed(out / "run.json", 1)
-            longer = run(mc, token_folders[V], out, max_iters=3 * steps, **given)
-            mc = dataclasses.replace(mc, vocab_size=V)
-            said = speed.seconds(mc, longer.tokens)
-            name = f"{mc.n_layer} x {mc.n_embd}, {mc.block_size}, {V}, {rows}"
-            print(
-                f"{name:<43} {speed.flops_per_s:.2e} {longer.train_s:>8.2f} {said:>8.2f}  {said / longer.train_s:.3f}"
+        folders = {}
+        for vocab_size in sorted({row[2] for row in CONFIGURATIONS}):
+            wanted = config.DataConfig(
+                source="stdlib", tokenizer=f"bpe:{vocab_size}", out_dir=os.path.join(folder, str(vocab_size))
             )
+            folders[vocab_size] = str(data.prepare(wanted, quiet=True))
+        if only != "time":
+            memory_table(folders, Path(folder) / "out")
+        if only != "memory":
+            time_table(folders, Path(folder) / "out")
 
 
 if __name__ == "__main__":

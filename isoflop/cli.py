@@ -23,6 +23,8 @@ import argparse
 import os
 import re
 import sys
+import time
+import warnings
 
 from isoflop.options import (
     UserError,
@@ -40,7 +42,9 @@ from isoflop.options import (
 
 __all__ = ["Parser", "UserError", "check", "explain", "integer", "option", "real", "run_main"]
 
+LONGEST = 1000  # characters of a message, of which the middle is left out
 NEGATIVE = re.compile(r"-(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?$|-(inf|nan)$", re.I)  # -1e12 is a value, not a flag
+RANK0_SPEAKS_S = 30  # seconds for rank 0 to start and say what is wrong
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -194,12 +198,17 @@ class Parser(argparse.ArgumentParser):
 
     def fail(self, problem):
         """One line and exit status 2; of several processes only rank 0 speaks."""
-        self.stop(2, f"{self.prog}: error: {' '.join(explain(problem).split())}\n")
+        text = " ".join(explain(problem).split())
+        if len(text) > LONGEST:
+            text = f"{text[: LONGEST * 2 // 3]} ... {text[-LONGEST // 3 :]}"
+        self.stop(2, f"{self.prog}: error: {text}\n")
 
     def stop(self, status: int, message: str):
-        """Exit; of several processes only rank 0 speaks."""
+        """Exit; of several processes only rank 0 speaks. The others wait for it: torchrun ends all with the first."""
         if os.environ.get("RANK", "0") != "0":
             message = None
+            if "TORCHELASTIC_RUN_ID" in os.environ:
+                time.sleep(RANK0_SPEAKS_S)
         self.exit(status, message)
 
 
@@ -209,6 +218,10 @@ def run_main(parser: Parser, function, argv=None, interrupted="nothing more was 
     A UserError or other ValueError, an OSError and a missing package become one line and status 2; Ctrl-C says
     `interrupted` (a text, or a function that returns one) with status 130; a closed pipe (`| head`) is a quiet 1.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
+    warnings.filterwarnings("ignore", category=RuntimeWarning)  # NumPy's: results that matter are checked
     args = parser.parse_args(argv)
     try:
         status = function(parser, args)

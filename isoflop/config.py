@@ -1,7 +1,7 @@
-"""What a GPT is made of, and what it costs: configurations, presets, counts. Plain arithmetic, no torch.
+"""ModelConfig, the architecture and size of a GPT, and PRESETS. Plain arithmetic, no torch.
 
-Every budget rests on these counts. A configuration is a dozen numbers; a preset is a row of PRESETS; `--depth N` is the
-family with one knob. Any field may be given on top of either. model.py builds what is described here.
+A preset is a row of PRESETS; `--depth N` is a family with one knob. Any field may be given on top of either. model.py
+builds what is described here, flops.py counts it.
 """
 
 import math
@@ -12,17 +12,23 @@ from isoflop.options import UserError, check, option
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The model that is built. Counts, FLOPs and memory are functions of these numbers alone."""
+    """Architecture and size of a model. Counts, FLOPs and memory are functions of these fields alone.
 
-    n_layer: int = option(2, "transformer blocks", group="model", above=0)
-    n_embd: int = option(64, "width of the residual stream", above=0)
-    n_head: int | None = option(None, "attention heads (default: as few of --head_size as fit)", above=0)
-    block_size: int = option(128, "context length in tokens", above=0)
-    vocab_size: int = option(50257, "rows of the embedding; train.py takes it from the data", above=0, flag=False)
+    UserError where a field is out of bounds or two of them contradict each other. n_head, head_size, n_kv_head and
+    n_ffn are numbers once it is made.
+    """
+
+    n_layer: int = option(2, "transformer blocks", group="model", min=1, max=10_000)
+    n_embd: int = option(64, "width of the residual stream", min=1, max=2**20)
+    n_head: int | None = option(None, "attention heads (default: heads of at most 64)", min=1, max=2**20)
+    block_size: int = option(128, "context length in tokens", min=1, max=2**22)
+    vocab_size: int = option(
+        50257, "rows of the embedding; train.py takes it from the data", min=1, max=2**24, flag=False
+    )
     rope_theta: float = option(10000.0, "base of the rotary frequencies", above=0, rare=True)
-    head_size: int | None = option(None, "size of a head without --n_head (default: at most 64)", above=0, rare=True)
-    n_kv_head: int | None = option(None, "key and value heads, shared (default: n_head)", above=0, rare=True)
-    n_ffn: int | None = option(None, "width of the MLP (default: ffn_mult x n_embd)", above=0, rare=True)
+    head_size: int | None = option(None, "size of a head without --n_head (default: at most 64)", min=1, rare=True)
+    n_kv_head: int | None = option(None, "key and value heads, shared (default: n_head)", min=1, rare=True)
+    n_ffn: int | None = option(None, "width of the MLP (default: ffn_mult x n_embd)", min=1, max=2**24, rare=True)
     ffn_mult: float = option(4.0, "width of the MLP over n_embd, up to a multiple of 8", above=0, rare=True)
     activation: str = option(
         "relu2", "of the MLP; swiglu has a gate", choices=("relu2", "gelu", "gelu_tanh", "swiglu"), rare=True
@@ -45,7 +51,7 @@ class ModelConfig:
     @classmethod
     def add_flags(cls, parser):
         """--preset and --depth, which choose several fields at once."""
-        parser.flag("preset", "str | None", None, "architecture and sizes by name; model.py lists them", group="model")
+        parser.flag("preset", "str | None", None, "architecture and sizes by name, as gpt2 or llama-7b", group="model")
         parser.flag("depth", "int | None", None, "one knob: N layers, width 64 N, --hparams depth", group="model")
 
     @classmethod
@@ -57,7 +63,7 @@ class ModelConfig:
         check(self)
         self._fill_in_heads()
         if self.n_ffn is None:
-            object.__setattr__(self, "n_ffn", -(-round(self.ffn_mult * self.n_embd, 6) // 8) * 8)
+            object.__setattr__(self, "n_ffn", -(-round(self.ffn_mult * self.n_embd, 6) // 8) * 8)  # rounded up
         object.__setattr__(self, "n_ffn", int(self.n_ffn))
 
     def _fill_in_heads(self):
@@ -85,16 +91,20 @@ class ModelConfig:
             raise UserError(f"--n_kv_head {self.n_kv_head} does not divide --n_head {self.n_head}; try one of {near}")
 
     def identity(self) -> dict:
-        """What tells this model from another in a run_id: sizes, and what differs from the default architecture."""
+        """The part of a run_id that stands for the model: sizes, and what differs from the default architecture."""
         sizes = {k: getattr(self, k) for k in ("n_layer", "n_embd", "n_head", "block_size", "vocab_size", "rope_theta")}
         plain = ModelConfig(**sizes)
-        asked = ("ffn_mult", "head_size")  # n_ffn and n_head say what came of them
-        return sizes | {k: v for k, v in asdict(self).items() if k not in asked and v != getattr(plain, k)}
+        derived_from = ("ffn_mult", "head_size")  # n_ffn and n_head stand for them
+        other = {k: v for k, v in asdict(self).items() if k not in derived_from and v != getattr(plain, k)}
+        return sizes | other
 
 
 def _default_heads(n_embd: int, most: int) -> int:
     """The fewest heads of an even size of at most `most`; 1 where there is none, which ModelConfig then refuses."""
-    return next((h for h in range(1, n_embd + 1) if n_embd % (2 * h) == 0 and n_embd // h <= most), 1)
+    for n_head in range(1, n_embd + 1):
+        if n_embd % (2 * n_head) == 0 and n_embd // n_head <= most:
+            return n_head
+    return 1
 
 
 # ----- presets -----
@@ -136,15 +146,17 @@ PRESETS = {
 
 
 def configure(preset: str | None = None, depth: int | None = None, **given) -> ModelConfig:
-    """A preset or the depth family, and the given fields on top; ValueError names what is unknown.
+    """A ModelConfig: a preset or the depth family, and the given fields on top.
 
-    What a preset says of heads and MLP holds at any width: heads of its size, or smaller where that does not divide
-    the width; its key heads, as far as they divide the heads; its ratio of MLP to width.
+    At another width a preset keeps its head size (or the next smaller one that divides the width), its number of key
+    heads as far as it divides the heads, and its ratio of MLP to width.
+
+    UserError for an unknown preset, and where fields are out of bounds or contradict each other.
     """
     if preset is not None and preset not in PRESETS:
         raise UserError(f"--preset {preset} is unknown; known: {', '.join(PRESETS)}")
     if depth is not None and depth < 1:
-        raise UserError(f"--depth {depth} must be a positive number")
+        raise UserError(f"--depth {depth} must be at least 1")
     row = dict(PRESETS[preset or "default"])
     if depth is not None:
         row |= from_depth(depth)

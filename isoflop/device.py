@@ -6,21 +6,23 @@ import sys
 
 import torch
 
-
-def pick_device(asked: str) -> str:
-    """cuda, else Apple's mps, else cpu for "auto"; ValueError where the device asked for is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if asked == "auto":
-        return next(device for device, here in there.items() if here)
-    if not there[asked]:
-        raise ValueError(f"--device {asked}: torch finds no such device here; use --device cpu")
-    return asked
+from isoflop.options import UserError
 
 
-def compute_dtype(asked: str, device: str) -> str:
-    """bfloat16 where the device multiplies it natively, else float32."""
-    if asked != "auto":
-        return asked
+def pick_device(requested: str) -> str:
+    """cuda, else Apple's mps, else cpu for "auto"; UserError where the requested device is not there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if requested == "auto":
+        return next(device for device, found in available.items() if found)
+    if not available[requested]:
+        raise UserError(f"--device {requested}: torch finds no such device here; use --device cpu")
+    return requested
+
+
+def compute_dtype(requested: str, device: str) -> str:
+    """The name of the compute type: for "auto" bfloat16 where the device multiplies it natively, else float32."""
+    if requested != "auto":
+        return requested
     if device.startswith("cuda"):
         native = torch.cuda.get_device_capability() >= (8, 0)
     else:
@@ -32,7 +34,7 @@ def cpu_has_bf16() -> bool:
     """Whether this CPU has instructions for products of bfloat16; without them bf16 is slower than float32."""
     try:
         has = torch.cpu.get_capabilities()
-    except (AttributeError, RuntimeError):  # an older torch, which can't say
+    except (AttributeError, RuntimeError):  # an older torch, which can't tell
         return False
     return bool(has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16"))  # the last one is ARM's
 
@@ -52,11 +54,12 @@ def autocast(dtype: str, device: str):
 
 
 def device_name(device: str) -> str:
+    """The card's name, which gpus.find() understands; elsewhere cpu or mps."""
     return torch.cuda.get_device_name() if device.startswith("cuda") else device
 
 
 def peak_memory_gb(device: str) -> float:
-    """Most memory held, in GB: the allocator's on CUDA, elsewhere the whole process's so far."""
+    """Peak memory in GB: the allocator's on CUDA, elsewhere the whole process's so far."""
     if device.startswith("cuda"):
         return round(torch.cuda.max_memory_allocated() / 1e9, 3)
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
@@ -67,7 +70,7 @@ def keep_memory():
     """Tell glibc to keep freed memory: a training step frees and takes the same large blocks over and over.
 
     By default each comes from the kernel as zeroed pages, and page faults cost a small model more than its products.
-    Trim threshold off, no mmap for large blocks, 256 MB asked for at a time. Does nothing without glibc.
+    Trim threshold off, no mmap for large blocks, 256 MB requested at a time. Does nothing without glibc.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "gnu_get_libc_version"):
@@ -77,14 +80,14 @@ def keep_memory():
         libc.mallopt(M_TOP_PAD, 1 << 28)
 
 
-# ----- fused pieces -----
+# ----- fused kernels -----
 
-# torch's own kernels that the fused pieces are made of. Their names begin with an underscore: a release may change
-# them, and then the plain twins run everywhere, and tests/test_kernels.py says so.
+# torch's own kernels that isoflop/kernels is made of. Their names begin with an underscore: a release may change
+# them. Then the plain versions run everywhere, and a test of the kernels fails.
 PRIVATE = ("_softmax", "_softmax_backward_data", "_fused_adamw_")
 HAS_PRIVATE = all(hasattr(torch, name) for name in PRIVATE)
 
 
 def fused(x: torch.Tensor) -> bool:
-    """Whether x goes through the fused pieces: on a CPU, but not inside torch.compile, which makes its own."""
+    """Whether x goes through the fused kernels: on a CPU, but not inside torch.compile, which makes its own."""
     return x.device.type == "cpu" and HAS_PRIVATE and not torch.compiler.is_compiling()

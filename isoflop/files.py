@@ -13,6 +13,7 @@ A reader sees the old file or the whole new one. Nothing here knows what the fil
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import socket
@@ -23,6 +24,7 @@ from pathlib import Path
 from isoflop.options import UserError
 
 MOST_JSON_BYTES = 2**28  # the largest tokenizer.json there is has some 40 MB
+MOST_DEPTH, MOST_DIGITS = 64, 300  # of a JSON file; more digits than that are no float
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP)  # what file systems say that can't sync a folder
 
 
@@ -104,13 +106,45 @@ def fsync(path):
 # ----- reading -----
 
 
+def regular(path, most_bytes: int | None = None) -> Path:
+    """path, where it is a file of at most most_bytes. Ask before open(), which waits for ever on a named pipe.
+
+    OSError where there is none; UserError for a folder, a pipe, a device, and a larger file.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    if not path.is_file():
+        raise UserError(f"{path} is not a file; name a regular file")
+    if most_bytes is not None and size > most_bytes:
+        raise UserError(f"{path} has {size:,} bytes, more than the {most_bytes:,} that such a file may have")
+    return path
+
+
 def sha256(path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
-    with open(path, "rb") as f:
+    with open(regular(path), "rb") as f:
         while piece := f.read(2**20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def parse_json(text: str):
+    """What a JSON text holds; ValueError where it is no JSON, is nested too deep, or has an integer of 301 digits."""
+    value = json.loads(text, parse_int=_parse_int)
+    level, depth = [value], 0
+    while level:
+        inside = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list))]
+        level, depth = list(itertools.chain(*inside)), depth + 1
+        if depth > MOST_DEPTH:
+            raise ValueError(f"nested deeper than {MOST_DEPTH} levels")
+    return value
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"an integer of {len(digits):,} digits")
+    return int(digits)
 
 
 def read_json(path, most_bytes: int = MOST_JSON_BYTES):
@@ -118,17 +152,31 @@ def read_json(path, most_bytes: int = MOST_JSON_BYTES):
 
     Both fit on a line.
     """
-    path = Path(path)
-    size = path.stat().st_size
-    if not path.is_file():
-        raise UserError(f"{path} is not a file; name a JSON file")
-    if size > most_bytes:
-        raise UserError(f"{path} has {size:,} bytes, more than the {most_bytes:,} that such a file may have")
     try:
-        return json.loads(path.read_text("utf-8"))
+        return parse_json(regular(path, most_bytes).read_text("utf-8"))
+    except UserError:
+        raise
     except (RecursionError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not JSON ({reason})") from None
+
+
+def check_fields(found, kinds: dict, where: str, needed=()):
+    """ValueError unless found, of a JSON file, is an object whose fields have these types, as far as they are there.
+
+    Numbers must be from 0 to 2^63, and are no booleans. kinds : {name: type or types}; needed : names not to miss.
+    """
+    if not isinstance(found, dict):
+        raise ValueError(f"{where} is not an object")
+    for name, kind in kinds.items():
+        if name not in found:
+            if name in needed:
+                raise ValueError(f"{where} has no {name}")
+            continue
+        value = found[name]
+        wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+        if wrong or (isinstance(value, (int, float)) and not 0 <= value < 2**63):
+            raise ValueError(f"{where}: {name} is {json.dumps(value)[:40]}")
 
 
 # ----- folders -----
@@ -178,6 +226,6 @@ def folder_lock(folder, what: str, flag: str = "--out_dir", shown=None, name: st
             raise UserError(f"{flag} {shown} can't be locked ({error.strerror}); name one on another disk") from None
         with contextlib.suppress(OSError):  # a full disk: the lock holds, only its note is missing
             handle.truncate(0)
-            handle.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}\n")
-            handle.flush()
+            note = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}\n"
+            os.write(handle.fileno(), note.encode())  # unbuffered: close() would try again, and fail
         yield

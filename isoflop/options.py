@@ -143,7 +143,9 @@ def parse_value(f, text: str, may_be_none: bool = False):
         try:
             value = real(text)
         except UserError:
-            raise UserError(f"{text} must be {expected(f)}") from None
+            what = expected(f)
+            must_be = what if "number" in what else f"a number {what}"
+            raise UserError(f"{text} must be {must_be}") from None
     elif kind is bool:
         value = {"true": True, "false": False}.get(text.lower(), text)
     else:

@@ -31,6 +31,19 @@ def toy_data(tmp_path_factory):
     return str(data.prepare(config, quiet=True))
 
 
+@pytest.fixture(scope="session")
+def finished_run(toy_data, tmp_path_factory):
+    """(folder, record) of a short run on toy_data."""
+    from isoflop.config import ModelConfig
+    from isoflop.train.plan import TrainConfig
+    from train import train
+
+    out = tmp_path_factory.mktemp("run")
+    mc = ModelConfig(n_layer=1, n_embd=32, block_size=64, vocab_size=257)
+    tc = TrainConfig(max_iters=60, data_dir=toy_data, out_dir=str(out), batch_size=8, val_tokens=2048, dtype="float32")
+    return out, train(mc, tc, quiet=True)
+
+
 @pytest.fixture
 def script():
     """script("train.py", "--flag", ...) -> CompletedProcess, run from the checkout on one thread."""

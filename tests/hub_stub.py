@@ -1,12 +1,13 @@
 """A stand-in for the Hugging Face hub on loopback: one dataset repository, and the ways in which a hub can fail.
 
 It answers the requests that `datasets.load_dataset(..., streaming=True)` makes (datasets 5.2 and huggingface_hub 2.4
-were watched): HEAD and GET of resolve/<revision>/<file> with Range, /api/datasets/<repo>[/revision/<r>], its tree, and
+were observed): HEAD and GET of resolve/<revision>/<file> with Range, /api/datasets/<repo>[/revision/<r>], its tree, and
 paths-info. Modes: "fine"; "silent" accepts and never answers; after `budget` bytes of parquet files, "dies" closes the
 connection in the middle of the body, and all later ones at once, and "stalls" keeps it open and sends nothing more.
 """
 
 import hashlib
+import io
 import json
 import threading
 import time
@@ -14,6 +15,37 @@ import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 COMMIT = hashlib.sha1(b"stand-in").hexdigest()
+REPO = "HuggingFaceFW/fineweb"
+README = b"""---
+configs:
+- config_name: default
+  data_files: [{split: train, path: data/*/*}]
+- config_name: sample-10BT
+  data_files: [{split: train, path: sample/10BT/*}]
+---
+A stand-in with FineWeb's configurations and columns.
+"""
+
+
+def parquet(texts: list[str]) -> bytes:
+    """A file of FineWeb's columns."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    n, sink = len(texts), io.BytesIO()
+    columns = {"text": texts, "id": [str(i) for i in range(n)]}
+    columns |= {name: ["-"] * n for name in ("dump", "url", "date", "file_path", "language")}
+    columns |= {"language_score": [0.9] * n, "token_count": [300] * n}
+    pq.write_table(pa.table(columns), sink, row_group_size=200, compression="none")
+    return sink.getvalue()
+
+
+def fineweb_files(shards: list[list[str]]) -> dict[str, bytes]:
+    """A repository with these texts in its configuration sample-10BT, a file each."""
+    files = {"README.md": README, "data/CC-MAIN/000_00000.parquet": parquet(["not this one"])}
+    for i, texts in enumerate(shards):
+        files[f"sample/10BT/{i:03d}_00000.parquet"] = parquet(texts)
+    return files
 
 
 class Hub:
@@ -21,7 +53,7 @@ class Hub:
 
     def __init__(self, repo: str, files: dict[str, bytes], mode: str = "fine", budget: int = 0):
         self.repo, self.files, self.mode, self.budget = repo, files, mode, budget
-        self.requests, self.served, self.died_at = [], 0, None
+        self.requests, self.served, self.died = [], 0, False
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self}))
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -45,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         hub.requests.append(f"{self.command} {self.path} {self.headers.get('Range', '')}".strip())
         self.wait_while("silent")
-        if hub.mode == "dies" and hub.died_at is not None:
+        if hub.mode == "dies" and hub.died:
             self.close_connection = True
             return
         path = urllib.parse.unquote(url.path)
@@ -63,7 +95,8 @@ class Handler(BaseHTTPRequestHandler):
         elif path.startswith(f"{api}/paths-info/"):
             form = urllib.parse.parse_qs(body.decode())
             paths = form.get("paths") or json.loads(body).get("paths", [])
-            self.send_json([entry for p in paths if (entry := self.entry(p))])
+            entries = [self.entry(p) for p in paths]
+            self.send_json([entry for entry in entries if entry])
         elif path == "/":
             self.send_json({})
         else:
@@ -121,10 +154,10 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         if hub.mode in ("dies", "stalls") and name.endswith(".parquet") and hub.served + len(raw) > hub.budget:
-            raw, hub.died_at, self.close_connection = raw[: hub.budget - hub.served], time.monotonic(), True
+            raw, hub.died, self.close_connection = raw[: hub.budget - hub.served], True, True
         self.wfile.write(raw)
         hub.served += len(raw) if name.endswith(".parquet") else 0
-        if hub.died_at:
+        if hub.died:
             self.wait_while("stalls")
 
     def wait_while(self, mode: str):

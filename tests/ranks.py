@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from isoflop.config import ModelConfig
 from isoflop.distributed import launch
-from isoflop.optim import adamw, muon
+from isoflop.optim import adamw, buckets, muon
 from isoflop.train.plan import TrainConfig
 from model import GPT
 from train import train
@@ -28,33 +28,33 @@ def gradients(model, step: int, rank: int):
     sum((p * torch.randn(p.shape)).sum() for p in model.parameters()).backward()
 
 
-def steps(kind: str, world, zero1: bool, first: int, last: int, saved=None):
-    """The optimizer after steps first to last, of two pieces each, and how many sums were under way at each gather."""
+def steps(kind: str, env, zero1: bool, first: int, last: int, saved=None):
+    """The optimizer after steps first to last of two micro-batches each, and the sums under way at each gather."""
     torch.manual_seed(0)
     model = GPT(ModelConfig(**SHAPE, vocab_size=61))
     if saved:
         model.load_state_dict(saved[0])
     make = adamw.FlatAdamW if kind == "adamw" else muon.FlatMuon
     more = {} if kind == "adamw" else {"inner": torch.float32}
-    optimizer = make(model, 0.1, 0.95, 1.0, world_size=world.size, zero1=zero1, pieces=2, ema=0.9, **more)
+    optimizer = make(model, 0.1, 0.95, 1.0, world_size=env.size, zero1=zero1, micro_batches=2, ema=0.9, **more)
     if saved:
         optimizer.load(first, saved[1])
     under_way = []
     for step in range(first, last):
-        for piece in range(2):
-            gradients(model, 2 * step + piece, world.rank)
-            under_way.append(len(optimizer.works))
+        for micro_step in range(2):
+            gradients(model, 2 * step + micro_step, env.rank)
+            under_way.append(len(optimizer.sync.works))
             optimizer.gather()
         optimizer.step(1e-2)
     return optimizer, model, under_way
 
 
-def save(optimizer, model, world):
-    """What a checkpoint holds: the master weights by name, and pieces of the flat buffers from all ranks' shares."""
+def save(optimizer, model, env):
+    """What a checkpoint holds: the master weights by name, and a reader of the flat buffers over all ranks' shares."""
     optimizer.show_master()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer.show_weights()
-    shares = [None] * world.size
+    shares = [None] * env.size
     dist.all_gather_object(shares, optimizer.shares())
 
     def flat(name, first, last):
@@ -69,24 +69,22 @@ def final(optimizer, model):
 
 
 def main():
-    ask = json.loads(sys.argv[1])
-    adamw.BUCKET = ask["bucket"]
-    with launch("cpu") as world:
-        for name, run in ask["runs"].items():
-            train(ModelConfig(**SHAPE), TrainConfig(**run, out_dir=f"{ask['out']}/{name}"), world, quiet=True)
+    requested = json.loads(sys.argv[1])
+    buckets.BUCKET = requested["bucket"]
+    with launch("cpu") as env:
+        for name, run in requested["runs"].items():
+            train(ModelConfig(**SHAPE), TrainConfig(**run, out_dir=f"{requested['out']}/{name}"), env, quiet=True)
         found = {}
         for kind in ("adamw", "muon"):
-            whole, model, under_way = steps(kind, world, False, 0, 6)
-            cut, cut_model, _ = steps(kind, world, True, 0, 6)
+            whole, model, under_way = steps(kind, env, False, 0, 6)
+            cut, cut_model, _ = steps(kind, env, True, 0, 6)
             expected = final(whole, model)
             # interrupted after three steps, resumed the other way round, and the same way
-            half = {zero1: save(*steps(kind, world, zero1, 0, 3)[:2], world) for zero1 in (False, True)}
-            resumed = [
-                steps(kind, world, b, 3, 6, half[a])[:2] for a, b in ((True, False), (False, True), (True, True))
-            ]
-            held = torch.tensor([whole.state_bytes(), cut.state_bytes()])
-            bytes_ = [torch.zeros_like(held) for _ in range(world.size)]
-            dist.all_gather(bytes_, held)
+            half = {zero1: save(*steps(kind, env, zero1, 0, 3)[:2], env) for zero1 in (False, True)}
+            resumed = [steps(kind, env, b, 3, 6, half[a])[:2] for a, b in ((True, False), (False, True), (True, True))]
+            own = torch.tensor([whole.state_bytes(), cut.state_bytes()])
+            bytes_ = [torch.zeros_like(own) for _ in range(env.size)]
+            dist.all_gather(bytes_, own)
             found[kind] = {
                 "buckets": len(whole.buckets),
                 "under_way": under_way,
@@ -96,7 +94,7 @@ def main():
                 "weights": sum(p.numel() for p in whole.params),
                 "hidden": sum(p.numel() for p in whole.params if p.ndim > 1) - 2 * 61 * 16,
             }
-        if world.rank == 0:
+        if env.rank == 0:
             print(json.dumps(found))
 
 

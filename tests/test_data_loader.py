@@ -1,4 +1,4 @@
-"""loader.py and batches.py: every mode covers what it says, at any position, and batches arrive as they were made."""
+"""isoflop/data/loader.py: every mode covers what it says, at any position."""
 
 from collections import Counter
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from isoflop.data import loader as loading
-from isoflop.data.errors import DataError
 from isoflop.data.loader import Loader
+from isoflop.options import UserError
 
 EOT = 9
 
@@ -21,7 +21,60 @@ def corpus(n_docs: int = 400, longest: int = 90, seed: int = 0) -> tuple[np.ndar
     return np.concatenate([np.append(doc, EOT) for doc in docs]).astype(np.uint32), docs
 
 
-# ----- random windows -----------------------------------------------------------------------------------------------
+# ----- windows -----
+
+
+@pytest.mark.parametrize("n_ranks", [1, 3])
+@pytest.mark.parametrize("n_tokens", [8 * 16 + 1, 1000, 1003])
+def test_every_token_once_per_epoch(n_tokens, n_ranks):
+    T, B = 8, 2
+    tokens = np.arange(n_tokens, dtype=np.uint16)
+    n = (n_tokens - 1) // T
+    loaders = [Loader(tokens, T, seed=5) for _ in range(n_ranks)]
+    assert loaders[0].n_windows == n
+    seen, first = [], 0
+    while first < 2 * n:
+        for rank, loader in enumerate(loaders):
+            idx, targets = loader.batch(first + rank * B, B)
+            assert idx.shape == targets.shape == (B, T) and idx.dtype == targets.dtype == np.int64
+            np.testing.assert_array_equal(targets, idx + 1)
+            seen.append(idx)
+        first += n_ranks * B
+    rows = np.concatenate(seen)[: 2 * n]  # in global order: the last step may run into the third epoch
+    for epoch in (rows[:n], rows[n:]):
+        np.testing.assert_array_equal(np.sort(epoch.ravel()), np.arange(n * T))
+    assert not np.array_equal(rows[:n], rows[n:]), "the second epoch has another order"
+
+
+def test_ranks_see_what_one_process_sees():
+    tokens = np.random.default_rng(0).integers(0, 500, 5000).astype(np.uint16)
+    alone, shared = Loader(tokens, 16, seed=1), [Loader(tokens, 16, seed=1) for _ in range(8)]
+    for first in range(0, 960, 96):
+        whole = alone.batch(first, 96)
+        parts = [loader.batch(first + 12 * rank, 12) for rank, loader in enumerate(shared)]
+        for i in range(2):
+            np.testing.assert_array_equal(whole[i], np.concatenate([p[i] for p in parts]))
+
+
+def test_order_depends_on_seed_and_position_only():
+    tokens = np.arange(4001, dtype=np.uint16)
+    straight, jumping = Loader(tokens, 8, seed=3), Loader(tokens, 8, seed=3)
+    for first in (1200, 0, 499, 700, 3):  # 500 windows: later epochs, back again, and across a border
+        np.testing.assert_array_equal(straight.batch(first, 7)[0], jumping.batch(first, 7)[0])
+    across = Loader(tokens, 8, seed=3).batch(497, 600)[0]  # three epochs in one batch
+    np.testing.assert_array_equal(across, np.concatenate([straight.batch(s, 1)[0] for s in range(497, 1097)]))
+    assert not np.array_equal(Loader(tokens, 8, seed=4).batch(0, 8)[0], straight.batch(0, 8)[0])
+    np.testing.assert_array_equal(Loader(tokens, 8, seed=None).batch(0, 500)[0].ravel(), np.arange(4000))
+
+
+@pytest.mark.parametrize("n_tokens", [0, 1, 64])
+def test_a_split_shorter_than_a_window_is_refused(n_tokens):
+    with pytest.raises(UserError, match="--block_size 64"):
+        Loader(np.zeros(n_tokens, dtype=np.uint16), 64)
+    assert Loader(np.zeros(65, dtype=np.uint16), 64).n_windows == 1
+
+
+# ----- random windows -----
 
 
 def test_random_windows_at_any_position():
@@ -45,7 +98,7 @@ def test_random_windows_reach_the_last_token():
     assert set(idx[:, 0].tolist()) == {0, 1, 2, 3, 4} and targets.max() == 8
 
 
-# ----- rows that begin with a document ------------------------------------------------------------------------------
+# ----- rows that begin with a document -----
 
 
 @pytest.mark.parametrize("in_front", [False, True])
@@ -93,9 +146,9 @@ def test_the_longest_that_fits_is_taken():
 
 def test_rows_need_documents():
     for eot, says in ((None, "has none"), (7, "neither begin nor end with the end-of-text token 7")):
-        with pytest.raises(DataError, match=says):
+        with pytest.raises(UserError, match=says):
             Loader(np.arange(10, 500, dtype=np.uint16), 16, mode="bos", eot=eot)
-    with pytest.raises(DataError, match="mode 'dense' must be one of windows, random, bos"):
+    with pytest.raises(UserError, match="mode 'dense' must be one of windows, random, bos"):
         Loader(np.arange(100), 16, mode="dense")
 
 
@@ -108,54 +161,3 @@ def test_modes_read_maps_as_they_read_memory(mode, tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "RAM_BYTES", 0)
     for a, b in zip(Loader(mapped, 32, seed=0, mode=mode, eot=EOT).batch(5, 40), in_memory, strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-# ----- batches ahead of the step ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("threaded", [False, True])
-def test_batches_are_the_loaders(threaded):
-    from isoflop.train.prefetch import Batches
-
-    tokens = np.arange(3000, dtype=np.uint16)
-    plain = Loader(tokens, 16, seed=1)
-    for rank in range(2):
-        made = list(Batches(Loader(tokens, 16, seed=1), 40 + rank * 4, 8, 4, 30, "cpu", threaded=threaded))
-        assert len(made) == 30
-        for step, (idx, targets) in enumerate(made):
-            a, b = plain.batch(40 + rank * 4 + step * 8, 4)
-            assert idx.tolist() == a.tolist() and targets.tolist() == b.tolist() and idx.is_contiguous()
-
-
-@pytest.mark.parametrize("threaded", [False, True])
-def test_what_fails_while_reading_fails_the_step(threaded):
-    from isoflop.train.prefetch import Batches
-
-    class Torn:
-        def sequences(self, first, count):
-            if first >= 20:
-                raise OSError("the disk is gone")
-            return np.zeros((count, 5), np.int64)
-
-    batches = Batches(Torn(), 0, 10, 2, 100, "cpu", threaded=threaded)
-    assert next(batches) and next(batches)
-    with pytest.raises(OSError, match="the disk is gone"):
-        next(batches)
-    batches.close()
-    with pytest.raises(StopIteration):
-        next(batches)
-
-
-def test_a_closed_reader_ends_its_thread():
-    import threading
-
-    from isoflop.train.prefetch import Batches
-
-    before = threading.active_count()
-    batches = Batches(Loader(np.arange(3000), 16), 0, 4, 4, 10**6, "cpu", threaded=True)
-    next(batches)
-    batches.close()
-    for thread in threading.enumerate():
-        if thread.name.endswith("(work)"):
-            thread.join(5)
-    assert threading.active_count() == before

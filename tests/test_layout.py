@@ -1,4 +1,4 @@
-"""The layout: who may import whom, what importing a file costs, and that README's commands parse."""
+"""The layout: who may import whom, what importing a file costs, and that the commands of README and docs/ parse."""
 
 import ast
 import importlib
@@ -12,91 +12,104 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"model", "data", "train", "sweep", "fit", "plan", "sample", "eval", "export"}
-FILES = sorted(p for p in ROOT.rglob("*.py") if p.relative_to(ROOT).parts[0] == "isoflop" or p.parent == ROOT)
-MODULES = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in FILES if p.name != "__init__.py"]
-BETWEEN_SCRIPTS = {  # model <- train <- sweep; data <- train, sweep, sample, eval; fit <- sweep
-    "train": {"model", "data"},
-    "sweep": {"model", "data", "train", "fit"},
-    "sample": {"model", "data"},
-    "eval": {"model", "data"},
+FILES = [*ROOT.glob("*.py"), *ROOT.glob("isoflop/**/*.py")]
+MODULES = sorted(".".join(p.relative_to(ROOT).with_suffix("").parts) for p in FILES if p.name != "__init__.py")
+
+FLOORS = {"kernels": 1, "optim": 1, "data": 1, "fit": 1, "train": 2, "plan": 3, "hf": 3, "eval": 3, "sweep": 3}
+BESIDE = {("eval", "hf")}  # the one folder that may import another of its floor
+BETWEEN_SCRIPTS = {
+    "train": {"model"},
+    "sweep": {"data", "fit", "train"},
+    "sample": {"model"},
+    "eval": {"model"},
     "export": {"model"},
 }
-NO_TORCH = ("cli files display config flops gpus laws fit plan data optim.hparams optim.schedule train.plan").split()
-TORCH_FREE = {"data", "fit", "plan"} | {
-    m for m in MODULES if any(f"{m}.".startswith(f"isoflop.{light}.") for light in NO_TORCH)
-}
+NO_TORCH = (
+    "cli files options display config flops gpus laws fit plan data optim.hparams optim.schedule train.plan".split()
+)
+LIGHT = ["datasets", "matplotlib", "tiktoken", "pyarrow", "scipy"]
 
 
 def imports(name: str) -> set[str]:
+    """Modules that a file imports, anywhere in it; `from isoflop import x` is isoflop.x."""
     found = set()
     for node in ast.walk(ast.parse((ROOT / f"{name.replace('.', '/')}.py").read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "isoflop":
+            found |= {f"isoflop.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found.add(node.module)
     return found
 
 
-def test_the_files_are_where_the_layout_says():
+def folder(name: str) -> str:
+    return name.split(".")[1]
+
+
+def test_nine_scripts_on_top_and_the_rest_in_the_package():
     assert {p.stem for p in FILES if p.parent == ROOT} == SCRIPTS
-    assert len(MODULES) >= 65
+    assert len(MODULES) >= 80
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_go_one_way(name):
-    scripts = imports(name) & SCRIPTS
-    allowed = BETWEEN_SCRIPTS.get(name, set())
-    assert scripts <= allowed or name.startswith("isoflop."), f"{name} imports {scripts - allowed}"
+    """Base modules < kernels, optim, data, fit < train < plan, hf, eval, sweep < scripts."""
+    theirs = imports(name)
+    if name in SCRIPTS:
+        assert theirs & SCRIPTS <= BETWEEN_SCRIPTS.get(name, set())
+        return
+    assert not theirs & SCRIPTS, "the package imports a script"
+    own = folder(name)
+    for other in {folder(module) for module in theirs if module.startswith("isoflop.")}:
+        below = FLOORS.get(other, 0) < FLOORS.get(own, 0)
+        both_base = other not in FLOORS and own not in FLOORS
+        assert below or both_base or other == own or (own, other) in BESIDE, f"{name} imports isoflop.{other}"
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_importing_does_nothing_and_stays_light(name):
-    heavy = ["datasets", "matplotlib", "tiktoken", "pyarrow", "scipy"] + (["torch"] if name in TORCH_FREE else [])
-    code = f"import sys, {name}; print([m for m in {heavy!r} if m in sys.modules])"
+def needs_no_torch(name: str) -> bool:
+    return name in ("data", "fit", "plan") or any(f"{name}.".startswith(f"isoflop.{light}.") for light in NO_TORCH)
+
+
+def imported_by(names: list[str], heavy: list[str]) -> str:
+    """What a fresh Python that imports these modules prints: the heavy packages that came along, and nothing else."""
+    code = f"import sys, {', '.join(names)}; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
+    return done.stdout + done.stderr
 
 
-def readme_commands():
-    text = (ROOT / "README.md").read_text()
-    for block in re.findall(r"```bash\n(.*?)```", text, re.S):
-        for line in block.splitlines():
-            words = shlex.split(line, comments=True)
-            at = next((i for i, w in enumerate(words) if w.endswith(".py")), None)
-            if at is not None and "[" not in line:
-                yield line.split("#")[0].strip(), words[at], words[at + 1 :]
+@pytest.mark.parametrize("name", [name for name in MODULES if needs_no_torch(name)])
+def test_a_module_that_needs_no_torch_loads_none(name):
+    assert imported_by([name], [*LIGHT, "torch"]) == "[]\n"
 
 
-@pytest.mark.parametrize("line, name, flags", [pytest.param(*c, id=c[0]) for c in readme_commands()])
-def test_readme_commands_parse(line, name, flags):
-    import data
-    import fit
-    import model
-    import plan
-    from isoflop.cli import Parser
-    from isoflop.config import ModelConfig
-    from isoflop.train.plan import TrainConfig
-    from sweep import SWEPT, SweepConfig
+def test_importing_does_nothing_and_stays_light():
+    assert imported_by(MODULES, LIGHT) == "[]\n"
 
-    if name == "data.py":
-        data.parse(flags)
-    elif name == "fit.py":
-        fit.parse(flags)
-    elif name == "sweep.py":
-        Parser(name, "", SweepConfig, ModelConfig, TrainConfig, skip=SWEPT).parse_args(flags)
-    elif name == "model.py":
-        model.parse(flags)
-    elif name == "plan.py":
-        parser = plan.make_parser()
-        args = parser.parse_args(flags)
-        assert plan.advise_on(parser, args, parser.read(plan.Ask, args))
-    elif name in ("sample.py", "eval.py", "export.py"):
-        stem = name.removesuffix(".py")
-        config = getattr(importlib.import_module(stem), f"{stem.capitalize()}Config")
-        parser = Parser(name, "", config)
-        parser.read(config, parser.parse_args(flags))
-    else:
-        assert name == "train.py"
-        parser = Parser(name, "", ModelConfig, TrainConfig)
-        args = parser.parse_args(flags)
-        parser.read(ModelConfig, args), parser.read(TrainConfig, args)
+
+def documented_commands():
+    """(page and command, script, flags) of every ```bash line of README and docs/ that calls a script."""
+    for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]:
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                at = next((i for i, word in enumerate(words) if word.removesuffix(".py") in SCRIPTS), None)
+                if at is not None:
+                    yield pytest.param(
+                        words[at].removesuffix(".py"), words[at + 1 :], id=f"{page.name}: {line.strip()}"
+                    )
+
+
+@pytest.mark.parametrize("script, flags", documented_commands())
+def test_documented_commands_parse(script, flags, monkeypatch):
+    parsed = []
+    module = importlib.import_module(script)
+    monkeypatch.setattr(
+        module, "run_main", lambda parser, run, argv=None, *more: parsed.append(parser.parse_args(argv))
+    )
+    module.main(flags)
+    assert len(parsed) == 1
+
+
+def test_there_are_documented_commands():
+    assert len(list(documented_commands())) > 50

@@ -130,7 +130,7 @@ def test_words_become_values_of_the_fields_type():
     assert parse_value(fields["budget"], "none", may_be_none=True) is None
     for name, text, says in (
         ("budget", "none", "none must be a positive finite number"),
-        ("heat", "none", "none must be at least 0 and finite"),
+        ("heat", "none", "none must be a number at least 0 and finite"),
         ("tied", "yes", "yes must be true or false"),
         ("kind", "c", "c must be one of a, b"),
     ):

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from helpers import TOY_MODELS, toy_model
 
 import model as model_
 import sample
@@ -12,31 +13,14 @@ import train
 from isoflop.config import configure
 from isoflop.data import tokenizer as data
 from isoflop.train.run_dir import keep_tokenizer
-from model import GPT, save_model
-
-TOYS = {
-    "default": dict(n_layer=2, n_embd=32, block_size=24),
-    "gpt2": dict(preset="gpt2", n_layer=2, n_embd=32, n_head=2, block_size=24),
-    "llama": dict(preset="llama", n_layer=2, n_embd=32, n_head=2, block_size=24),
-    "llama3": dict(preset="llama3", n_layer=2, n_embd=32, n_head=4, n_kv_head=2, block_size=24),
-}
-
-
-def toy(name="default", vocab_size=257, seed=0, **more):
-    """A model whose every weight is random: a fresh one's head is zero, and all its logits with it."""
-    torch.manual_seed(seed)
-    model = GPT(configure(**TOYS[name] | {"vocab_size": vocab_size} | more))
-    with torch.no_grad():
-        for key, w in model.named_parameters():
-            w.copy_(torch.randn_like(w) * (0.1 if "ln_" in key else 0.3) + (1 if "ln_" in key and w.dim() == 1 else 0))
-    return model.eval()
+from model import save_model
 
 
 @pytest.fixture(scope="module")
 def folder(toy_data, tmp_path_factory):
     """A model's folder as train.py leaves it, with the byte tokenizer of toy_data."""
     out = tmp_path_factory.mktemp("model")
-    save_model(toy(), out)
+    save_model(toy_model(**TOY_MODELS["default"]), out)
     keep_tokenizer(toy_data, out)
     return out
 
@@ -55,17 +39,17 @@ class Fixed(torch.nn.Module):
 # ----- drawing -----
 
 
-@pytest.mark.parametrize("name", TOYS)
+@pytest.mark.parametrize("name", TOY_MODELS)
 def test_the_cache_changes_no_token(name):
     """Greedy, three rows, from one token to twice the context: where the window slides, too."""
-    model, idx = toy(name), torch.tensor([[1, 7], [200, 3], [0, 0]])
+    model, idx = toy_model(**TOY_MODELS[name]), torch.tensor([[1, 7], [200, 3], [0, 0]])
     with_, without = (model_.generate(model, idx, 48, temperature=0, cache=cache) for cache in (True, False))
     assert torch.equal(with_, without)
     assert len(with_[:, 2:].unique()) > 3, "a text of one token would prove nothing"
 
 
 def test_the_cache_gives_the_logits_of_the_whole_pass():
-    model, idx = toy("llama3"), torch.randint(257, (2, 20))
+    model, idx = toy_model(**TOY_MODELS["llama3"]), torch.randint(257, (2, 20))
     cache = model.new_cache(2)
     with torch.no_grad():
         parts = [model(part, cache=cache)[0] for part in idx.split([7, 1, 1, 11], dim=1)]
@@ -73,7 +57,7 @@ def test_the_cache_gives_the_logits_of_the_whole_pass():
 
 
 def test_a_sample_is_the_same_in_any_batch(folder):
-    model, tokenizer = toy(), data.load_tokenizer(folder)
+    model, tokenizer = toy_model(**TOY_MODELS["default"]), data.load_tokenizer(folder)
     prompts = [list(b"abc"), list(b"z"), list(b"xyz"), list(b"abcd")]
 
     def draw(**more):
@@ -86,10 +70,9 @@ def test_a_sample_is_the_same_in_any_batch(folder):
 
 
 def test_batches_share_a_length_and_keep_to_their_size():
-    jobs = [(p, s) for p in range(4) for s in range(3)]
-    batches = sample.together(jobs, [3, 1, 3, 3], 4)
-    assert sorted(job for b in batches for job in b) == jobs
-    assert [len(b) for b in batches] == [4, 3, 4, 1] and batches[1] == [(1, 0), (1, 1), (1, 2)]
+    lengths = [3, 3, 3, 1, 1, 1, 3, 3, 3, 3, 3, 3]
+    assert sample.batches_of(lengths, 4) == [[0, 1, 2, 6], [3, 4, 5], [7, 8, 9, 10], [11]]
+    assert sample.batches_of([], 4) == []
 
 
 def test_pick_follows_the_probabilities():
@@ -123,18 +106,18 @@ def test_a_text_ends_with_the_end_of_text_and_unused_rows_are_not_drawn(folder):
 
 
 def test_half_a_character_waits_for_the_rest(folder):
-    writer = sample.Writer(data.load_tokenizer(folder))
-    assert [writer.add(b) for b in "aé€".encode()] == ["a", "", "é", "", "", "€"]
-    assert writer.add(0xE2) == "" and writer.end() == "\ufffd"
+    decoder = sample.Decoder(data.load_tokenizer(folder))
+    assert [decoder.add(b) for b in "aé€".encode()] == ["a", "", "é", "", "", "€"]
+    assert decoder.add(0xE2) == "" and decoder.end() == "\ufffd"
 
 
 def test_excerpt_leaves_the_random_state_alone_and_never_ends_a_run(folder, tmp_path):
     import contextlib
 
     before = torch.get_rng_state()
-    line = train.excerpt(toy(), folder, contextlib.nullcontext(), count=8)
+    line = train.excerpt(toy_model(**TOY_MODELS["default"]), folder, contextlib.nullcontext(), count=8)
     assert line.startswith("sample | ") and torch.equal(before, torch.get_rng_state())
-    assert "tokenizer.json" in train.excerpt(toy(), tmp_path, contextlib.nullcontext())
+    assert "tokenizer.json" in train.excerpt(toy_model(**TOY_MODELS["default"]), tmp_path, contextlib.nullcontext())
 
 
 # ----- the command line -----
@@ -190,12 +173,14 @@ def test_compiled_text_is_the_same(folder, capsys):
     [
         ([], "--ckpt is missing"),
         (["--ckpt", "nowhere"], "no such folder"),
-        (["--ckpt", "@", "--temperature", "-1"], "--temperature -1.0 must be at least 0"),
+        (["--ckpt", "@", "--temperature", "-1"], "--temperature -1 must be at least 0"),
         (["--ckpt", "@", "--top_p", "1.5"], "--top_p 1.5 must be above 0"),
         (["--ckpt", "@", "--max_new_tokens", "0"], "--max_new_tokens 0 must be at least 1"),
         (["--ckpt", "@", "--prompt", "a", "--interactive"], "exclude each other"),
         (["--ckpt", "@", "--prompts", "nowhere.txt"], "--prompts nowhere.txt can't be read"),
-        (["--ckpt", "@", "--data_dir", "nowhere"], "--data_dir nowhere holds no tokenizer.json"),
+        (["--ckpt", "@", "--tokenizer_dir", "nowhere"], "--tokenizer_dir nowhere has no tokenizer.json"),
+        (["--ckpt", "@", "--data_dir", "nowhere"], "--tokenizer_dir nowhere has no tokenizer.json"),  # the old spelling
+        (["--ckpt", "@", "--max_new_tokens", "1e12"], "--max_new_tokens 1000000000000 must be"),
         (["--ckpt", "@", "--device", "cuda"], "--device cuda"),
     ],
 )

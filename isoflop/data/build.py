@@ -1,10 +1,6 @@
-"""Text to token folders: resume, workers under torchrun, train and validation splits."""
-
-from __future__ import annotations
+"""One data folder from its sources: resume or start, tokenize, write."""
 
 import contextlib
-import hashlib
-import json
 import os
 import shutil
 import sys
@@ -17,112 +13,149 @@ import numpy as np
 
 from isoflop.data import writer
 from isoflop.data.check import sampling_error
-from isoflop.data.config import (
-    LIMITS,
-    DataConfig,
-    command,
-    settings,
-)
-from isoflop.data.documents import Stream
-from isoflop.data.errors import DataError
-from isoflop.data.reader import (
-    FORMAT,
-    SPLITS,
-    VERSION,
-    foreign_files,
-    open_data,
-    open_own,
-)
+from isoflop.data.config import LIMITS, DataConfig, command, settings
+from isoflop.data.documents import DocumentStream
+from isoflop.data.reader import FORMAT, SPLITS, VERSION, foreign_files, open_data, open_own
 from isoflop.data.sources import Source
-from isoflop.data.tokenizer import encode, load_tokenizer, lossless, make_tokenizer, write_tokenizer
+from isoflop.data.tokenizer import Tokenizer, encode, load_tokenizer, lossless, make_tokenizer, write_tokenizer
+from isoflop.files import read_json, sha256
+from isoflop.options import UserError
 
 FILES = {"train.bin", "val.bin", "tokenizer.json", "meta.json", "documents.bin", "state.json", "lengths.png"}
 
 
-def find_state(cfg: DataConfig, out: Path, new: Path, about: dict) -> dict | None:
-    """The state of an interrupted preparation that can be gone on from, or that of the folder to append to."""
+# ----- what is there already -----
+
+
+def is_prepared(cfg: DataConfig, out: Path) -> bool:
+    """Whether `out` is complete and has cfg's settings; UserError where it may not be replaced."""
+    if not out.exists():
+        return False
+    names = sorted(os.listdir(out)) if out.is_dir() else [out.name]
+    for name in names:
+        if name not in FILES and not (name.endswith(".bin") and name.startswith(SPLITS)):
+            raise UserError(f"--out_dir {out} is not a data folder (it holds {name}); choose another")
+    if foreign_files(out) is not None:
+        raise UserError(f"--out_dir {out} holds token files that were not made by data.py; choose another")
+    if cfg.overwrite or not names:
+        return False
+    old, new = open_data(out).meta["settings"], settings(cfg)
+    differ = [name for name in new | old if old.get(name) != new.get(name)]
+    if not differ:
+        return True
+    only_limits = set(differ) <= set(LIMITS)
+    if only_limits and cfg.append:
+        return False
+    changed = ", ".join(f"{name} {old.get(name)} instead of {new.get(name)}" for name in differ)
+    ways_out = "--overwrite to replace it, or choose another --out_dir"
+    if only_limits:
+        ways_out = f"--append to add to it, or {ways_out}"
+    raise UserError(f"{out} was made with {changed}: add {ways_out}")
+
+
+def find_state(cfg: DataConfig, out: Path, new: Path, identity: dict) -> dict | None:
+    """The state to resume from, None to start from the beginning; UserError where --append can't be done.
+
+    Of an interrupted preparation, with its meta.json if only the renames are missing; or with --append that of the
+    folder to add to, which is then staged in `new`.
+    """
+    # An interrupted preparation.
     try:
-        state = json.loads((new / "state.json").read_text())
-        if can_go_on(state, cfg, about):
-            if (new / "meta.json").exists():  # all but the renames was done
-                meta = json.loads((new / "meta.json").read_text())
-                return state | {"meta": meta} if meta["settings"] == about["settings"] else None
-            return state
+        state = read_json(new / "state.json")
+        if is_resumable(state, cfg, identity):
+            if not (new / "meta.json").exists():
+                return state
+            meta = read_json(new / "meta.json")
+            if meta["settings"] == identity["settings"]:
+                return state | {"meta": meta}
+            return None
     except (OSError, ValueError, KeyError, TypeError):
         pass
     if not cfg.append:
         return None
+
+    # A folder to add to.
     if not out.exists():
-        raise DataError(f"--append: there is no {out}; leave it out to make that folder")
+        raise UserError(f"--append: there is no {out}; leave it out to make that folder")
     try:
-        state = json.loads((out / "state.json").read_text())
+        state = read_json(out / "state.json")
     except (OSError, ValueError):
-        raise DataError(f"--append: {out} has no state.json to go on from; add --overwrite to make it anew") from None
+        raise UserError(f"--append: {out} has no state.json to resume from; use --overwrite to make it anew") from None
     if state["ended"]:
-        raise DataError(f"--append: {out} holds all that its source has; choose another source and --out_dir")
-    if state["fingerprints"] != about["fingerprints"]:
-        raise DataError(f"--append: the files behind {out} have changed since; add --overwrite to make it anew")
-    if not can_go_on(state, cfg, about):
-        raise DataError(f"--append: {out} holds more than is asked for; add --overwrite to make a smaller one")
+        raise UserError(f"--append: {out} holds all that its source has; choose another source and --out_dir")
+    if state["fingerprints"] != identity["fingerprints"]:
+        raise UserError(f"--append: the files behind {out} have changed since; use --overwrite to make it anew")
+    if not is_resumable(state, cfg, identity):
+        raise UserError(f"--append: {out} holds more than requested; use --overwrite to make a smaller one")
     shutil.rmtree(new, ignore_errors=True)
-    writer.links(out, new, state)
+    writer.stage_append(out, new, state)
     return state
 
 
-def can_go_on(state: dict, cfg: DataConfig, about: dict) -> bool:
-    """Whether a state belongs to the same stream of documents and has not passed the limits asked for."""
-    unlimited = lambda s: {k: v for k, v in s.items() if k not in LIMITS}  # noqa: E731
+def is_resumable(state: dict, cfg: DataConfig, identity: dict) -> bool:
+    """Whether a state belongs to the same stream of documents and is within the limits requested."""
+    if state["state"] != writer.STATE_VERSION or state["fingerprints"] != identity["fingerprints"]:
+        return False
+    old, new = state["settings"], identity["settings"]
+    if without_limits(old) != without_limits(new):
+        return False
+    if cfg.num_docs is not None and state["keys"] > cfg.num_docs:
+        return False
     tokens = sum(counts["tokens"] for counts in state["counts"].values())
-    return (
-        state["state"] == writer.STATE
-        and unlimited(state["settings"]) == unlimited(about["settings"])
-        and state["fingerprints"] == about["fingerprints"]
-        and (cfg.num_docs is None or state["keys"] <= cfg.num_docs)
-        and (cfg.num_tokens is None or tokens < cfg.num_tokens or state["settings"] == about["settings"])
-    )
+    return cfg.num_tokens is None or tokens < cfg.num_tokens or old == new
 
 
-def make(cfg, sources: list[Source], new: Path, state: dict | None, about: dict, quiet: bool, vocabulary: Path | None):
-    """Tokenize what is still to be tokenized into the stage's files; meta.json's contents."""
+def without_limits(settings: dict) -> dict:
+    return {name: value for name, value in settings.items() if name not in LIMITS}
+
+
+# ----- making the files -----
+
+
+def make_files(
+    cfg: DataConfig,
+    sources: list[Source],
+    new: Path,
+    state: dict | None,
+    identity: dict,
+    quiet: bool = False,
+    vocabulary: Path | None = None,
+) -> dict:
+    """Write the files of the staging folder, resuming from `state`; returns the contents of meta.json."""
     position, keys = None, None
     if state is not None:
         position = state["position"]
         keys = np.fromfile(new / "documents.bin", "<u8", position["kept"] if position else 0)
-    stream = Stream(sources, cfg.val_fraction, cfg.num_docs, position, keys)
+    stream = DocumentStream(sources, cfg.val_fraction, cfg.num_docs, position, keys)
     with contextlib.closing(iter(stream)) as items:
-        head, texts = deque(), ()
+        # Make the tokenizer.
+        sample = deque()
         if not (new / "tokenizer.json").exists():
-            if cfg.tokenizer.startswith("bpe") and vocabulary is None:
-                texts = train_sample(cfg, head, items)
             if vocabulary is None:
-                write_tokenizer(new, make_tokenizer(cfg.tokenizer, texts))
+                sample = save_tokenizer(cfg, items, new)
             else:
                 shutil.copyfile(vocabulary, new / "tokenizer.json")
         tokenizer = load_tokenizer(new)
-        meta = {
-            "format": FORMAT,
-            "version": VERSION,
-            "tokenizer": tokenizer.name if cfg.tokenizer.endswith(".json") else cfg.tokenizer,
-            "tokenizer_sha256": hashlib.sha256((new / "tokenizer.json").read_bytes()).hexdigest(),
-            "vocab_size": tokenizer.n_vocab,
-            "eot_token": tokenizer.eot_token,
-            "dtype": "uint16" if tokenizer.n_vocab <= 2**16 else "uint32",
-        }
-        splits = writer.Splits(new, meta, cfg.shard_tokens, about, len(sources))
+
+        # Encode and write the documents.
+        meta = header_entries(cfg, tokenizer, new / "tokenizer.json")
+        splits = writer.SplitWriter(new, meta, cfg.shard_tokens, identity, len(sources))
         if state is not None:
             splits.restore(state)
-        write_documents(cfg, stream, splits, tokenizer, drain(head, items), quiet)
+        write_documents(cfg, stream, splits, tokenizer, drain(sample, items), quiet)
+
+    # Count and check.
     for split in SPLITS:
         if splits.counts[split]["documents"] == 0:
             found = f"no {split} document among {splits.keys}"
-            raise DataError(f"{found}: more text is needed, or another --val_fraction than {cfg.val_fraction}")
+            raise UserError(f"{found}: more text is needed, or another --val_fraction than {cfg.val_fraction}")
     meta |= splits.finish()
     if len(sources) > 1:
         whole = sum(counts["bytes"] for counts in splits.by_source)
-        meta["sources"] = [
-            {"source": s.name, "weight": s.weight} | counts | {"share": counts["bytes"] / whole}
-            for s, counts in zip(sources, splits.by_source, strict=True)
-        ]
+        meta["sources"] = []
+        for source, counts in zip(sources, splits.by_source, strict=True):
+            share = {"share": counts["bytes"] / whole}
+            meta["sources"].append({"source": source.name, "weight": source.weight} | counts | share)
     if not lossless(tokenizer):
         meta["lossless"] = False
     return meta | {
@@ -134,69 +167,81 @@ def make(cfg, sources: list[Source], new: Path, state: dict | None, about: dict,
     }
 
 
-def train_sample(cfg: DataConfig, head: deque, items: Iterator) -> Iterator[str]:
-    """The train documents among the first --bpe_sample bytes of text; all that was read to get there is put in `head`.
+def header_entries(cfg: DataConfig, tokenizer: Tokenizer, path: Path) -> dict:
+    """The entries of meta.json that the token files repeat in their headers."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "tokenizer": tokenizer.name if cfg.tokenizer.endswith(".json") else cfg.tokenizer,
+        "tokenizer_sha256": sha256(path),
+        "vocab_size": tokenizer.n_vocab,
+        "eot_token": tokenizer.eot_token,
+        "dtype": "uint16" if tokenizer.n_vocab <= 2**16 else "uint32",
+    }
 
-    Train documents only: a merge learnt from validation text would flatter its bits per byte.
+
+def save_tokenizer(cfg: DataConfig, items: Iterator, folder: Path, name: str = "tokenizer.json") -> deque:
+    """Write a tokenizer.json; returns the items of the stream that were read for it and are still to be written.
+
+    bpe:V is trained on the train documents among the first --bpe_sample bytes of text: a merge learnt from validation
+    text would flatter its bits per byte.
     """
-    size = 0
-    while size < cfg.bpe_sample and (item := next(items, None)) is not None:
-        head.append(item)
-        size += len(getattr(item, "raw", b""))
-    return (item.text for item in head if item.text is not None and item.split == "train")
+    sample, texts, size = deque(), [], 0
+    if cfg.tokenizer.startswith("bpe"):
+        for item in items:
+            sample.append(item)
+            if item.text is not None:
+                size += len(item.raw)
+                if item.split == "train":
+                    texts.append(item.text)
+            if size >= cfg.bpe_sample:
+                break
+    write_tokenizer(folder, make_tokenizer(cfg.tokenizer, texts), name)
+    return sample
 
 
-def drain(head: deque, items: Iterator) -> Iterator:
-    while head:
-        yield head.popleft()  # not kept: it may be 64 MiB of text
+def drain(sample: deque, items: Iterator) -> Iterator:
+    """The items of the sample, each released once it is handed on: they may hold 64 MiB of text; then the others."""
+    while sample:
+        yield sample.popleft()
     yield from items
 
 
-def write_documents(cfg: DataConfig, stream: Stream, splits: writer.Splits, tokenizer, items, quiet: bool) -> None:
-    """Encode and write, with a bar that knows tokens per second, bytes, and where the end is known the time left."""
+def write_documents(
+    cfg: DataConfig, stream: DocumentStream, splits: writer.SplitWriter, tokenizer: Tokenizer, items, quiet: bool
+) -> None:
+    """Encode and write, with a bar that shows tokens per second, bytes, and where the end is known the time left."""
     from tqdm import tqdm
 
-    off = quiet or not sys.stderr.isatty()
-    started, begun, shown, n_bytes = time.perf_counter(), splits.tokens, 0.0, 0
     if cfg.num_tokens and splits.tokens >= cfg.num_tokens:
         return
+    off = quiet or not sys.stderr.isatty()
+    started, shown, tokens_before = time.perf_counter(), 0.0, splits.tokens
     layout = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
-    with tqdm(total=1.0, bar_format=layout, leave=False, disable=off) as bar:
-        with contextlib.closing(encode(tokenizer, items, splits.meta["dtype"])) as encoded:
-            for item, ids in encoded:
-                if ids is None:
-                    splits.mark(item)
-                elif splits.add(item, ids) and cfg.num_tokens and splits.tokens >= cfg.num_tokens:
-                    break
-                if off or time.perf_counter() < shown + 0.5:
-                    continue
-                shown, n_bytes = time.perf_counter(), sum(c["bytes"] for c in splits.counts.values())
-                parts = [splits.tokens / cfg.num_tokens if cfg.num_tokens else 0, stream.share or 0]
-                parts.append(splits.keys / cfg.num_docs if cfg.num_docs else 0)
-                bar.n = min(1.0, max(parts))
-                speed = (splits.tokens - begun) / (shown - started)
-                text = f"{speed / 1e6:.2f}M tokens/s, {splits.tokens / 1e6:,.1f}M tokens, {n_bytes / 1e6:,.0f} MB"
-                bar.set_postfix_str(text)
+    with (
+        tqdm(total=1.0, bar_format=layout, leave=False, disable=off) as bar,
+        contextlib.closing(encode(tokenizer, items, splits.meta["dtype"])) as encoded,
+    ):
+        for item, ids in encoded:
+            # Write.
+            if ids is None:
+                splits.resume_point(item)
+            elif splits.add(item, ids) and cfg.num_tokens and splits.tokens >= cfg.num_tokens:
+                break
 
-
-def already_there(cfg: DataConfig, out: Path) -> bool:
-    """Whether `out` is whole and has cfg's settings; DataError where it may not be replaced."""
-    ours = lambda name: name in FILES or name.endswith(".bin") and name.startswith(SPLITS)  # noqa: E731
-    others = [name for name in sorted(os.listdir(out)) if not ours(name)] if out.is_dir() else [out.name]
-    if others:
-        raise DataError(f"--out_dir {out} is not a data folder (it holds {others[0]}); choose another")
-    if foreign_files(out) is not None:
-        raise DataError(f"--out_dir {out} holds token files that were not made by data.py; choose another")
-    if cfg.overwrite or not os.listdir(out):
-        return False
-    old, new = open_data(out).meta["settings"], settings(cfg)
-    differ = [k for k in new | old if old.get(k) != new.get(k)]
-    changed = ", ".join(f"{k} {old.get(k)} instead of {new.get(k)}" for k in differ)
-    if set(differ) <= set(LIMITS) and differ and cfg.append:
-        return False
-    if changed:
-        more = "--append to go on from there, or " if set(differ) <= set(LIMITS) else ""
-        raise DataError(
-            f"{out} was made with {changed}: add {more}--overwrite to replace it, or choose another --out_dir"
-        )
-    return True
+            # Show the progress, twice a second.
+            now = time.perf_counter()
+            if off or now < shown + 0.5:
+                continue
+            shown = now
+            progress = stream.progress or 0
+            if cfg.num_tokens:
+                progress = max(progress, splits.tokens / cfg.num_tokens)
+            if cfg.num_docs:
+                progress = max(progress, splits.keys / cfg.num_docs)
+            bar.n = min(1.0, progress)
+            speed = (splits.tokens - tokens_before) / (now - started)
+            n_bytes = sum(counts["bytes"] for counts in splits.counts.values())
+            bar.set_postfix_str(
+                f"{speed / 1e6:.2f}M tokens/s, {splits.tokens / 1e6:,.1f}M tokens, {n_bytes / 1e6:,.0f} MB"
+            )

@@ -1,90 +1,71 @@
-"""What a data folder is to hold: data.py's flags, what they come to, and the sources behind them."""
+"""What a data folder is to hold: data.py's flags, their defaults, and the sources they name."""
 
-from __future__ import annotations
-
-import hashlib
 import json
 import os
 import shlex
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from isoflop.data.errors import DataError
-from isoflop.data.sources import (
-    Source,
-    decode,
-    files_source,
-    hub_source,
-    installed_files,
-    paths_source,
-    source_files,
-    stdin_rows,
-    stdlib_files,
-    stdlib_rows,
-)
+from isoflop.data import sources
 from isoflop.data.tokenizer import check_name
+from isoflop.files import sha256
+from isoflop.options import UserError, check, option, real
 
-RULES = 2  # raise it with any change, in sources.py and tokenizer.py too, to the bytes of a folder that is made anew
-STDLIB_RULES = 1  # 2 came with long documents cut up, which the standard library has none of
+# Raise it with any change, in sources.py and tokenizer.py too, to the bytes of a folder that is made anew. The standard
+# library's stayed at 1: 2 came with long documents split up, and it has none.
+DATA_FORMAT_VERSION, STDLIB_FORMAT_VERSION = 2, 1
 STDLIB_TOKENIZER = "bpe:512"  # GPT-2's 50,257 rows would be 98% of a model of width 32
 FINEWEB_DOCS = 100_000  # the default sample of a hub source
 HUB = {"fineweb": "HuggingFaceFW/fineweb", "fineweb-edu": "HuggingFaceFW/fineweb-edu"}
 HUB_CONFIG = "sample-10BT"  # of those two
 LIMITS = ("num_docs", "num_tokens")
-
-
-def opt(default, help: str, type=str):
-    return field(default=default, metadata={"help": help, "type": type})
-
-
-def integer(text: str) -> int:
-    """'5000', '5_000' or '5e3' as an int; ValueError for '1.5', 'nan' or '1e12x'."""
-    value = float(text)
-    if not value.is_integer():  # also False for inf and nan
-        raise ValueError(text)
-    return int(value)
+NO_LIMIT = "leave it out for no limit"
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    source: str | tuple[str, ...] = opt(
-        "fineweb", "fineweb, fineweb-edu, hub:NAME, stdlib, python, - (a line each), or txt, jsonl, parquet files"
+    source: str | tuple[str, ...] = option("fineweb", "see above (default: fineweb)", group="source")
+    mix: tuple[str, ...] | None = option(None, "several sources, each with its share of the bytes")
+    dataset: str | None = option(None, "another hub dataset for --source fineweb")
+    config: str | None = option(None, f"its configuration, or none (FineWeb's: {HUB_CONFIG})")
+    split: str = option("train", "its split on the hub")
+    text_column: str = option("text", "column or key that holds the text")
+    tokenizer: str | None = option(None, f"see above (default: gpt2; stdlib: {STDLIB_TOKENIZER})", group="tokenizer")
+    bpe_sample: int = option(2**26, "bytes of text to train bpe:V on", min=1, max=2**40)
+    out_dir: str | None = option(None, "data folder (default: data/SOURCE_TOKENIZER)", group="output")
+    num_docs: int | None = option(
+        None, f"at most so many (default: hub {FINEWEB_DOCS:,}, else all)", min=1, max=2**40, hint=NO_LIMIT
     )
-    mix: tuple[str, ...] | None = opt(None, "several sources and their shares of the bytes: SOURCE=WEIGHT ...")
-    dataset: str | None = opt(None, f"hub dataset that --source fineweb streams [{HUB['fineweb']}]")
-    config: str | None = opt(None, f"its configuration, or none [FineWeb: {HUB_CONFIG}; else none]")
-    split: str = opt("train", "its split on the hub")
-    text_column: str = opt("text", "where hub, jsonl and parquet rows have their text")
-    tokenizer: str | None = opt(
-        None, f"gpt2 or another of tiktoken's, byte, bpe:V, or a tokenizer.json [gpt2; stdlib: {STDLIB_TOKENIZER}]"
-    )
-    bpe_sample: int = opt(2**26, "bytes of text that bpe:V is trained on: the first train documents", int)
-    out_dir: str | None = opt(None, "data folder to write [data/SOURCE_TOKENIZER]")
-    num_docs: int | None = opt(None, f"documents at most [hub: {FINEWEB_DOCS:,}, some 70M tokens; else all]", int)
-    num_tokens: int | None = opt(None, "stop after the document that reaches this many tokens", int)
-    shard_tokens: int = opt(100_000_000, "a new file is begun after the document that reaches this many tokens", int)
-    val_fraction: float = opt(
-        0.055, "validation's share of the documents, by a hash of the text; stdlib: of the bytes", float
-    )
-    hub_timeout: float = opt(60.0, "seconds without a document after which the hub is given up", float)
-    append: bool = opt(False, "go on from a folder with a smaller --num_docs or --num_tokens", bool)
-    overwrite: bool = opt(False, "replace a data folder that is damaged or has other settings", bool)
+    num_tokens: int | None = option(None, "stop at this many tokens", min=1, max=2**50, hint=NO_LIMIT)
+    shard_tokens: int = option(100_000_000, "tokens in a file", min=1, max=2**40)
+    val_fraction: float = option(0.055, "share of documents that go to validation", above=0, below=1)
+    hub_timeout: float = option(60.0, "seconds to wait for the next document", group="source", above=0, max=1e6)
+    append: bool = option(False, "add to a folder made with smaller limits", group="output")
+    overwrite: bool = option(False, "replace a damaged or different data folder")
+
+    def __post_init__(self):
+        check(self)
 
 
-def hub_name(source: str, cfg: DataConfig) -> tuple[str, str | None, str, str] | None:
+def hub_name(source: str | tuple[str, ...], cfg: DataConfig) -> tuple[str, str | None, str, str] | None:
     """(dataset, configuration, split, column) of a hub source: fineweb, or hub:NAME[:CONFIG[:SPLIT[:COLUMN]]]."""
-    dataset, config, split, column = None, cfg.config, cfg.split, cfg.text_column
+    config, split, column = cfg.config, cfg.split, cfg.text_column
+    if not isinstance(source, str):
+        return None
     if source.startswith("hub:"):
         dataset, config, split, column = (source[4:].split(":") + [""] * 3)[:4]
-        config, split, column = config or None, split or cfg.split, column or cfg.text_column
+        split, column = split or cfg.split, column or cfg.text_column
+    elif source == "fineweb" and cfg.dataset:
+        dataset = cfg.dataset
     elif source in HUB:
-        dataset = (cfg.dataset if source == "fineweb" else None) or HUB[source]
-    if dataset is None:
+        dataset = HUB[source]
+    else:
         return None
-    config = config or (HUB_CONFIG if dataset in HUB.values() else None)
-    return dataset, None if config == "none" else config, split, column
+    if not config and dataset in HUB.values():
+        config = HUB_CONFIG
+    if config in ("", "none"):
+        config = None
+    return dataset, config, split, column
 
 
 def mixture(cfg: DataConfig) -> list[tuple[str | tuple[str, ...], float]]:
@@ -93,92 +74,103 @@ def mixture(cfg: DataConfig) -> list[tuple[str | tuple[str, ...], float]]:
         return [(cfg.source, 1.0)]
     found = []
     for entry in cfg.mix:
-        name, _, weight = entry.rpartition("=")
+        name, _, text = entry.rpartition("=")
         try:
-            found.append((name, float(weight)))
-        except ValueError:
-            name = ""
-        if not name or not 0 < found[-1][1] < float("inf"):
-            raise DataError(f"--mix {entry} must be SOURCE=WEIGHT with a weight above 0, such as fineweb=0.7")
+            weight = real(text)
+        except UserError:
+            weight = 0.0
+        if not name or weight <= 0:
+            raise UserError(f"--mix {entry} must be SOURCE=WEIGHT with a weight above 0, such as fineweb=0.7")
+        found.append((name, weight))
     return found
 
 
 def resolve(cfg: DataConfig) -> DataConfig:
-    """Check every field and fill in those left None; ValueError names the flag, the value and the way out."""
-    tokenizer = cfg.tokenizer or (STDLIB_TOKENIZER if (cfg.source, cfg.mix) == ("stdlib", None) else "gpt2")
+    """cfg with the fields filled in that are None; UserError for a source or tokenizer that does not exist."""
+    tokenizer = cfg.tokenizer
+    if tokenizer is None:
+        tokenizer = STDLIB_TOKENIZER if is_stdlib(cfg) else "gpt2"
     check_name(tokenizer)
-    for name in (*LIMITS, "shard_tokens", "bpe_sample"):
-        if getattr(cfg, name) is not None and getattr(cfg, name) < 1:
-            way_out = "; leave it out for no limit" if name in LIMITS else ""
-            raise DataError(f"--{name} {getattr(cfg, name)} must be 1 or more{way_out}")
-    if not 0 < cfg.val_fraction < 1:
-        raise DataError(f"--val_fraction {cfg.val_fraction} must lie between 0 and 1")
-    if not 0 < cfg.hub_timeout < threading.TIMEOUT_MAX:
-        raise DataError(f"--hub_timeout {cfg.hub_timeout} must be a number of seconds above 0")
-    parts, num_docs = mixture(cfg), cfg.num_docs
-    stems = []
-    for source, _ in parts:
-        hub = hub_name(source, cfg) if isinstance(source, str) else None
-        if hub:
-            stems.append(hub[0].rsplit("/", 1)[-1])
-        elif source in ("stdlib", "python", "-"):
-            stems.append("stdin" if source == "-" else source)
-        else:
-            first = Path(source_files(source)[0])
-            named = Path(source) if isinstance(source, str) and os.path.exists(source) else first.parent
-            stems.append(named.resolve().stem)
-        if hub and num_docs is None and cfg.num_tokens is None:
+    names = []
+    num_docs = cfg.num_docs
+    for source, _ in mixture(cfg):
+        names.append(folder_name(source, cfg))
+        if hub_name(source, cfg) and cfg.num_docs is None and cfg.num_tokens is None:
             num_docs = FINEWEB_DOCS
-    short = Path(tokenizer).resolve().parent.name if tokenizer.endswith(".json") else tokenizer.replace(":", "")
-    out_dir = cfg.out_dir or f"data/{'_'.join(stems)}_{short}"
+    short = tokenizer.replace(":", "")
+    if tokenizer.endswith(".json"):
+        short = Path(tokenizer).resolve().parent.name
+    out_dir = cfg.out_dir or f"data/{'_'.join(names)}_{short}"
     return replace(cfg, tokenizer=tokenizer, num_docs=num_docs, out_dir=out_dir)
 
 
+def is_stdlib(cfg: DataConfig) -> bool:
+    return cfg.source == "stdlib" and cfg.mix is None
+
+
+def folder_name(source: str | tuple[str, ...], cfg: DataConfig) -> str:
+    """A source's part of the default --out_dir."""
+    hub = hub_name(source, cfg)
+    if hub:
+        return hub[0].rsplit("/", 1)[-1]
+    if source == "-":
+        return "stdin"
+    if source in ("stdlib", "python"):
+        return source
+    path = Path(sources.source_files(source)[0]).parent
+    if isinstance(source, str) and os.path.exists(source):
+        path = Path(source)
+    return path.resolve().stem
+
+
 def settings(cfg: DataConfig) -> dict:
-    """The fields that decide the tokens, for meta.json: two folders with equal settings hold the same data."""
-    names = ["source"] if cfg.mix is None else ["mix"]
-    found = {name: getattr(cfg, name) for name in names}
-    hubs = [hub for source, _ in mixture(cfg) if isinstance(source, str) and (hub := hub_name(source, cfg))]
-    if hubs and cfg.mix is None:
-        found |= dict(zip(("dataset", "config", "split", "text_column"), hubs[0], strict=True))
-    elif cfg.source != "stdlib" or cfg.mix:
-        found |= {"text_column": cfg.text_column} | ({"split": cfg.split} if hubs else {})
-    found |= {name: getattr(cfg, name) for name in ("tokenizer", *LIMITS, "val_fraction")}
-    defaults = {f.name: f.default for f in fields(cfg)}
-    found |= {k: getattr(cfg, k) for k in ("shard_tokens", "bpe_sample") if getattr(cfg, k) != defaults[k]}
+    """The fields that decide the tokens, for meta.json: two folders with equal settings hold the same data.
+
+    The names, also "rules", are those of the first folders made, which stay valid.
+    """
+    hubs = [hub_name(source, cfg) for source, _ in mixture(cfg)]
+    hubs = [hub for hub in hubs if hub]
+    if cfg.mix is not None:
+        found = {"mix": cfg.mix, "text_column": cfg.text_column}
+        if hubs:
+            found["split"] = cfg.split
+    elif hubs:
+        found = {"source": cfg.source}
+        found["dataset"], found["config"], found["split"], found["text_column"] = hubs[0]
+    elif is_stdlib(cfg):
+        found = {"source": cfg.source}
+    else:
+        found = {"source": cfg.source, "text_column": cfg.text_column}
+    for name in ("tokenizer", *LIMITS, "val_fraction"):
+        found[name] = getattr(cfg, name)
+    for name in ("shard_tokens", "bpe_sample"):
+        if getattr(cfg, name) != getattr(DataConfig, name):
+            found[name] = getattr(cfg, name)
     if cfg.tokenizer.endswith(".json"):
-        found["tokenizer_sha256"] = hashlib.sha256(Path(cfg.tokenizer).read_bytes()).hexdigest()
-    rules = STDLIB_RULES if (cfg.source, cfg.mix) == ("stdlib", None) else RULES
-    return json.loads(json.dumps(found | {"rules": rules}))
+        found["tokenizer_sha256"] = sha256(cfg.tokenizer)
+    found["rules"] = STDLIB_FORMAT_VERSION if is_stdlib(cfg) else DATA_FORMAT_VERSION
+    return json.loads(json.dumps(found))  # tuples become lists, as in the file
 
 
-def open_sources(cfg: DataConfig, worker: tuple[int, int]) -> list[Source]:
-    """The sources of cfg, of each the part that is this worker's."""
-    found = []
-    for source, weight in mixture(cfg):
-        hub = hub_name(source, cfg) if isinstance(source, str) else None
-        more = {"worker": worker, "weight": weight}
-        if hub:
-            found.append(hub_source(*hub, cfg.hub_timeout, **more))
-        elif source == "stdlib":
-            paths = [path for _, path in stdlib_files()]
-            fraction = cfg.val_fraction
-            found.append(paths_source(source, paths, lambda n, f=fraction: islice_rows(stdlib_rows(f), n), **more))
-        elif source == "python":
-            paths = installed_files()
-            read = lambda n, paths=paths: ((decode(path.read_bytes()), None) for path in paths[n:])  # noqa: E731
-            found.append(paths_source(source, paths, read, **more))
-        elif source == "-":
-            found.append(paths_source("standard input", [], stdin_rows, **more))
-        else:
-            found.append(files_source(source, cfg.text_column, **more))
-    return found
+def open_sources(cfg: DataConfig, worker: tuple[int, int]) -> list[sources.Source]:
+    """The sources of cfg, of each the share of worker (r, n)."""
+    return [open_source(source, cfg, worker=worker, weight=weight) for source, weight in mixture(cfg)]
 
 
-def islice_rows(rows: Iterator, n: int) -> Iterator:
-    for i, row in enumerate(rows):
-        if i >= n:
-            yield row
+def open_source(source: str | tuple[str, ...], cfg: DataConfig, **more) -> sources.Source:
+    """One source by its name; more : worker and weight."""
+    hub = hub_name(source, cfg)
+    if hub:
+        return sources.hub_source(*hub, cfg.hub_timeout, **more)
+    if source == "stdlib":
+        paths = [path for _, path in sources.stdlib_files()]
+        return sources.paths_source(source, paths, lambda: sources.stdlib_rows(cfg.val_fraction), **more)
+    if source == "python":
+        paths = sources.installed_files()
+        return sources.paths_source(source, paths, lambda: sources.file_rows(paths), **more)
+    if source == "-":
+        return sources.paths_source("standard input", [], sources.stdin_rows, **more)
+    return sources.files_source(source, cfg.text_column, **more)
 
 
 def command(cfg: DataConfig) -> str:
@@ -186,6 +178,11 @@ def command(cfg: DataConfig) -> str:
     words = ["python", "data.py"]
     for f in fields(cfg):
         value = getattr(cfg, f.name)
-        if value != f.default and f.name not in ("overwrite", "append") and not (f.name == "source" and cfg.mix):
-            words += [f"--{f.name}", *(value if isinstance(value, tuple) else [str(value or "none")])]
+        if value == f.default or f.name in ("overwrite", "append") or (f.name == "source" and cfg.mix):
+            continue
+        words.append(f"--{f.name}")
+        if isinstance(value, tuple):
+            words += value
+        else:
+            words.append(str(value))
     return shlex.join(words)

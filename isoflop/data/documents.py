@@ -1,24 +1,24 @@
-"""Rows of several sources as one stream of documents that knows where it stands, and can go on from there.
+"""Rows of several sources as one stream of documents, with points from which it can be resumed.
 
-A Stream takes rows from its sources (sources.py) in the order that their weights ask for, drops what is empty,
-unreadable or a duplicate, cuts up what is very long, and puts the rest on one side of the split.
+A DocumentStream takes rows from its sources (sources.py) in the order that their weights ask for, drops the empty, the
+unreadable and the duplicate, splits up very long ones, and assigns each to train or validation.
 """
-
-from __future__ import annotations
 
 import contextlib
 import hashlib
 import queue
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from isoflop.data.downloads import in_background
-from isoflop.data.errors import MAX_CHARS, DataError
 from isoflop.data.sources import WAY_OUT, Row, Source
+from isoflop.data.tokenizer import MAX_CHARS
+from isoflop.options import UserError
 
-MARK_BYTES = 2**26  # kept text between two places from which an interrupted preparation can go on
+RESUME_BYTES = 2**26  # kept text between two points from which an interrupted preparation can be resumed
 RECENT = 2**18  # hashes of documents kept in a Python set before they are sorted into an array
 
 
@@ -27,133 +27,150 @@ class Document:
     split: str
     text: str
     raw: bytes  # its utf-8 bytes
-    source: int  # which of the stream's sources
-    key: int | None  # hash of the whole text; None for all but the first piece of a long one
-    dropped: dict[str, int]  # rows lost since the document before
+    source: int  # index of its source in the stream
+    key: int | None  # hash of the whole text; None for all but the first part of a long one
+    dropped: dict[str, int]  # rows dropped since the document before
 
 
 @dataclass
-class Mark:
-    """Between two documents: `position` says where a Stream goes on from here. A mark has no text."""
+class ResumePoint:
+    """Between two documents: a DocumentStream that is given `position` continues here. It has no text."""
 
     position: dict
     dropped: dict[str, int] = field(default_factory=dict)
     text: None = None
 
 
-class Seen:
-    """A set of 64-bit hashes that takes 8 bytes for each, and a Python set for the newest ones."""
+class HashSet:
+    """A set of 64-bit hashes: 8 bytes for each in a sorted array, and a Python set for the newest."""
 
     def __init__(self, keys: np.ndarray | None = None):
-        self.sorted = np.sort(keys) if keys is not None else np.empty(0, np.uint64)
+        self.sorted = np.empty(0, np.uint64) if keys is None else np.sort(keys)
         self.recent: set[int] = set()
 
     def add(self, key: int) -> bool:
-        """Whether the key is new; it is not afterwards."""
+        """Add a key; whether it was new."""
         if key in self.recent:
             return False
-        at = np.searchsorted(self.sorted, np.uint64(key)) if len(self.sorted) else 0
+        at = np.searchsorted(self.sorted, np.uint64(key))
         if at < len(self.sorted) and self.sorted[at] == key:
             return False
         self.recent.add(key)
         if len(self.recent) >= max(RECENT, len(self.sorted) // 8):
             recent = np.fromiter(self.recent, np.uint64, len(self.recent))
-            self.sorted, self.recent = np.sort(np.concatenate([self.sorted, recent])), set()
+            self.sorted = np.sort(np.concatenate([self.sorted, recent]))
+            self.recent = set()
         return True
 
 
-class Cursor:
-    """A source being read, and the place in it."""
+class SourceReader:
+    """The rows of a source one by one, and the position in it.
 
-    def __init__(self, source: Source, place: dict | None):
-        place = place or {"state": None, "skip": 0, "bytes": 0}
-        self.source, self.state, self.bytes = source, place["state"], place["bytes"]
-        self.rows, self.at, self.next_state, self.share = [], 0, self.state, None
+    A position is {state, skip, bytes}: the source's state in front of a chunk, the rows of that chunk already read, and
+    the bytes of text kept from this source so far.
+    """
+
+    def __init__(self, source: Source, position: dict | None):
+        position = position or {"state": None, "skip": 0, "bytes": 0}
+        self.source, self.state, self.bytes = source, position["state"], position["bytes"]
+        self.rows, self.at = [], 0  # the current chunk, and the number of its rows that were read
+        self.next_state, self.progress = self.state, None
         self.chunks = in_background(lambda: source.open(self.state), source.timeout)
-        for _ in range(place["skip"]):
+        for _ in range(position["skip"]):
             self.row()
 
     def row(self) -> Row | None:
-        """The next row, None at the end; before it, `place` stands in front of it, after it behind."""
+        """The next row, None at the end."""
         while self.at == len(self.rows):
             try:
                 chunk = next(self.chunks, None)
             except queue.Empty:
-                name, patience = self.source.name, self.source.timeout
-                raise DataError(f"{name} failed (no document for {patience:g} s); {WAY_OUT}") from None
+                name, timeout = self.source.name, self.source.timeout
+                raise UserError(f"{name} failed (no document for {timeout:g} s); {WAY_OUT}") from None
             if chunk is None:
                 return None
             self.state, self.at = self.next_state, 0
-            self.rows, self.next_state, self.share = chunk
+            self.rows, self.next_state, self.progress = chunk
         self.at += 1
         return self.rows[self.at - 1]
 
-    def place(self) -> dict:
+    def position(self) -> dict:
+        """The position behind the last row read."""
         if self.at == len(self.rows):
             return {"state": self.next_state, "skip": 0, "bytes": self.bytes}
         return {"state": self.state, "skip": self.at, "bytes": self.bytes}
 
 
-class Stream:
-    """The documents to keep, up to `limit`, with a Mark after every MARK_BYTES of their text, and one at the end.
+class DocumentStream:
+    """The documents to keep, up to `limit`, with a ResumePoint after every RESUME_BYTES of their text and at the end.
 
-    Equal documents have equal hashes, and only the first is kept: no text lies on both sides of the split. A document
-    longer than MAX_CHARS comes in pieces, all on its side. Memory is 8 bytes per document and a few chunks of text.
+    Equal documents have equal hashes, and only the first is kept: no text is in both splits. A document longer than
+    MAX_CHARS becomes several, all in its split. Memory is 8 bytes per document and a few chunks of text.
 
     Parameters
     ----------
-    position : from a Mark, to go on from there; `keys` are then the hashes of the documents kept until then.
+    position : of a ResumePoint, to resume there; `keys` are then the hashes of the documents kept until then.
     """
 
     def __init__(self, sources: list[Source], val_fraction: float, limit: int | None,
                  position: dict | None = None, keys: np.ndarray | None = None):  # fmt: skip
         position = position or {"places": [None] * len(sources), "kept": 0}
         self.sources, self.val_fraction, self.limit = sources, val_fraction, limit
-        self.places, self.kept, self.seen = position["places"], position["kept"], Seen(keys)
-        self.share = None
+        self.positions, self.kept, self.seen = position["places"], position["kept"], HashSet(keys)
+        self.progress = None  # of the source read last
 
-    def __iter__(self) -> Iterator[Document | Mark]:
-        cursors = [Cursor(s, place) for s, place in zip(self.sources, self.places, strict=True)]
+    def __iter__(self) -> Iterator[Document | ResumePoint]:
+        readers = []
+        for source, position in zip(self.sources, self.positions, strict=True):
+            readers.append(SourceReader(source, position))
         with contextlib.ExitStack() as stack:
-            for cursor in cursors:
-                stack.callback(cursor.chunks.close)
-            yield from self.documents(cursors)
+            for reader in readers:
+                stack.callback(reader.chunks.close)
+            yield from self.documents(readers)
 
-    def documents(self, cursors: list[Cursor]) -> Iterator[Document | Mark]:
-        alive, dropped, since = list(range(len(cursors))), {}, 0
-        while alive and (self.limit is None or self.kept < self.limit):
-            # The one that is furthest behind its share of the bytes.
-            i = min(alive, key=lambda i: cursors[i].bytes / self.sources[i].weight) if len(alive) > 1 else alive[0]
-            row = cursors[i].row()
+    def documents(self, readers: list[SourceReader]) -> Iterator[Document | ResumePoint]:
+        unfinished = list(range(len(readers)))  # indices of the sources that have rows left
+        dropped = Counter()
+        size = 0  # bytes kept since the last resume point
+        while unfinished and (self.limit is None or self.kept < self.limit):
+            # Read from the source that is furthest behind its share of the bytes.
+            i = min(unfinished, key=lambda i: readers[i].bytes / self.sources[i].weight)
+            row = readers[i].row()
             if row is None:
-                alive.remove(i)
+                unfinished.remove(i)
                 continue
+
+            # Drop what is not text, blank, or known.
             text, split = row
             if not isinstance(text, str):
-                dropped["not_text"] = dropped.get("not_text", 0) + 1
+                dropped["not_text"] += 1
                 continue
             text, raw = clean(text)
             key = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
-            blank = not text or text.isspace()
-            if blank or not self.seen.add(key):
-                why = "empty" if blank else "duplicate"
-                dropped[why] = dropped.get(why, 0) + 1
+            if not text or text.isspace():
+                dropped["empty"] += 1
                 continue
-            self.kept += 1
-            cursors[i].bytes += len(raw)
-            since += len(raw)
-            self.share = cursors[i].share
-            split = split or ("val" if key < self.val_fraction * 2**64 else "train")
-            for piece in [text] if len(text) <= MAX_CHARS else pieces(text):
-                yield Document(split, piece, raw if piece is text else piece.encode(), i, key, dropped)
-                key, dropped = None, {}
-            if since >= MARK_BYTES:
-                yield Mark(self.position(cursors))
-                since = 0
-        yield Mark(self.position(cursors) | {"end": not alive}, dropped)
+            if not self.seen.add(key):
+                dropped["duplicate"] += 1
+                continue
 
-    def position(self, cursors: list[Cursor]) -> dict:
-        return {"places": [cursor.place() for cursor in cursors], "kept": self.kept}
+            # Keep the rest, in the split that the source or else the hash says.
+            self.kept += 1
+            readers[i].bytes += len(raw)
+            size += len(raw)
+            self.progress = readers[i].progress
+            if split is None:
+                split = "val" if key < self.val_fraction * 2**64 else "train"
+            for part in split_long(text):
+                yield Document(split, part, part.encode(), i, key, dict(dropped))
+                key, dropped = None, Counter()
+            if size >= RESUME_BYTES:
+                yield ResumePoint(self.position(readers))
+                size = 0
+        yield ResumePoint(self.position(readers) | {"end": not unfinished}, dict(dropped))
+
+    def position(self, readers: list[SourceReader]) -> dict:
+        return {"places": [reader.position() for reader in readers], "kept": self.kept}
 
 
 def clean(text: str) -> tuple[str, bytes]:
@@ -165,13 +182,16 @@ def clean(text: str) -> tuple[str, bytes]:
         return text, text.encode("utf-8")
 
 
-def pieces(text: str) -> Iterator[str]:
-    """A long text in pieces of at most MAX_CHARS, cut after a line where there is one in the last half, else a word."""
+def split_long(text: str) -> Iterator[str]:
+    """A text in parts of at most MAX_CHARS, cut after a line where one ends in the last half, else after a word."""
     start = 0
     while start < len(text):
         end = start + MAX_CHARS
         if end < len(text):
-            cuts = (text.rfind(mark, start + MAX_CHARS // 2, end) + 1 for mark in "\n ")
-            end = next((cut for cut in cuts if cut), end)
+            for mark in "\n ":
+                cut = text.rfind(mark, start + MAX_CHARS // 2, end) + 1
+                if cut:
+                    end = cut
+                    break
         yield text[start:end]
         start = end

@@ -5,13 +5,11 @@ Loader(tokens, T, mode="random")       windows from anywhere, with replacement, 
 Loader(tokens, T, mode="bos", eot=i)   rows that begin where a document does, filled by best fit, as nanochat packs them
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right, insort
 
 import numpy as np
 
-from isoflop.data.errors import DataError
+from isoflop.options import UserError
 
 MODES = ("windows", "random", "bos")
 RAM_BYTES = 2**28  # a smaller split is copied into memory
@@ -34,28 +32,28 @@ class Loader:
 
     Parameters
     ----------
-    tokens : 1-D array of token ids, or bins.Tokens.
+    tokens : 1-D array of token ids, or reader.Tokens.
     eot : the id that ends each document; only "bos" needs it.
     """
 
     def __init__(self, tokens, block_size: int, seed: int | None = 0, mode: str = "windows", eot: int | None = None):
         if mode not in MODES:
-            raise DataError(f"mode {mode!r} must be one of {', '.join(MODES)}")
-        self.n_windows, self.seed, self.mode, self.block_size = (len(tokens) - 1) // block_size, seed, mode, block_size
-        self.cropped = 0.0
+            raise UserError(f"mode {mode!r} must be one of {', '.join(MODES)}")
+        self.length, self.block_size, self.seed, self.mode = len(tokens), block_size, seed, mode
+        self.n_windows = (self.length - 1) // block_size
         if self.n_windows < 1:
-            raise DataError(f"{len(tokens):,} tokens do not fill one window of --block_size {block_size} and a target")
-        self.length = len(tokens)
+            raise UserError(f"{len(tokens):,} tokens do not fill one window of --block_size {block_size} and a target")
         if tokens.nbytes <= RAM_BYTES:
             tokens = np.array(tokens)  # a copy in memory: no page faults in the training loop
         self.tokens, self.windows = tokens, None
         if isinstance(tokens, np.ndarray):
             self.windows = np.lib.stride_tricks.sliding_window_view(tokens, block_size + 1)  # views, no copy
+        self.cropped = 0.0
         if mode == "bos":
             self.rows, self.begins, self.lengths = pack(*documents(tokens, eot), block_size + 1, seed)
             self.n_windows = len(self.rows) - 1
             self.cropped = 1 - self.n_windows * (block_size + 1) / self.length
-        self.epoch, self.order = -1, None
+        self.epoch, self.order = -1, None  # of the order computed last
 
     def batch(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """(idx, targets), int64 of shape (count, T): the sequences first .. first + count - 1."""
@@ -68,24 +66,26 @@ class Loader:
         if self.mode == "random":
             seed = 0 if self.seed is None else self.seed
             return self.read(hashed(seed, first, count) % np.uint64(self.length - self.block_size))
-        places, s = [], first
+        found, s = [], first
         while s < first + count:  # once, or once per epoch where a batch straddles several
             epoch, position = divmod(s, self.n_windows)
             if epoch != self.epoch:
                 self.epoch, self.order = epoch, self.epoch_order(epoch)
-            places.append(self.order[position : position + first + count - s])
-            s += len(places[-1])
-        at = np.concatenate(places).astype(np.int64)
+            found.append(self.order[position : position + first + count - s])
+            s += len(found[-1])
+        indices = np.concatenate(found).astype(np.int64)
         if self.mode == "bos":
-            return np.stack([self.packed(row) for row in at])
-        return self.read(at * self.block_size)
+            return np.stack([self.packed(row) for row in indices])
+        return self.read(indices * self.block_size)
 
     def read(self, starts: np.ndarray) -> np.ndarray:
+        """int64 (len(starts), T + 1): the windows that begin at these tokens."""
         if self.windows is not None:
             return self.windows[starts].astype(np.int64)
         return np.stack([self.tokens[int(s) : int(s) + self.block_size + 1] for s in starts]).astype(np.int64)
 
     def packed(self, row: int) -> np.ndarray:
+        """int64 (T + 1,): one row of mode "bos"."""
         found = []
         for i in range(self.rows[row], self.rows[row + 1]):
             begin, length = int(self.begins[i]), int(self.lengths[i])
@@ -110,7 +110,7 @@ def hashed(seed: int, first: int, count: int) -> np.ndarray:
         return x ^ (x >> np.uint64(31))
 
 
-# ----- packing ------------------------------------------------------------------------------------------------------
+# ----- packing -----
 
 
 def documents(tokens, eot: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -119,15 +119,18 @@ def documents(tokens, eot: int | None) -> tuple[np.ndarray, np.ndarray]:
     Where documents are followed by end-of-text, as here, the first one begins at -1: at the last token of all.
     """
     if eot is None:
-        raise DataError(
-            "--pack bos: rows that begin with a document need the end-of-text token, and this data folder has none"
+        raise UserError(
+            "--pack bos: rows that begin with a document need the end-of-text token, and this data folder has none; "
+            "leave --pack out"
         )
-    ends = [np.flatnonzero(np.asarray(tokens[i : i + SCAN]) == eot) + i for i in range(0, len(tokens), SCAN)]
-    ends = np.concatenate(ends).astype(np.int64)
+    found = []
+    for i in range(0, len(tokens), SCAN):
+        found.append(np.flatnonzero(np.asarray(tokens[i : i + SCAN]) == eot) + i)
+    ends = np.concatenate(found).astype(np.int64)
     if len(ends) and ends[0] == 0:  # other people's: end-of-text stands before each document
         return ends, np.diff(np.append(ends, len(tokens)))
     if not len(ends) or ends[-1] != len(tokens) - 1:
-        raise DataError(
+        raise UserError(
             f"the tokens neither begin nor end with the end-of-text token {eot}: their documents are unknown"
         )
     begins = np.concatenate([[-1], ends[:-1]])
@@ -142,21 +145,25 @@ def pack(begins: np.ndarray, lengths: np.ndarray, capacity: int, seed: int | Non
 
     Returns
     -------
-    (rows, begins, lengths) : row r holds the pieces rows[r] .. rows[r + 1] - 1.
+    (rows, begins, lengths) : row r holds the documents rows[r] .. rows[r + 1] - 1, cut to these lengths.
     """
-    order = np.arange(len(begins)) if seed is None else np.random.default_rng((seed, 2**32)).permutation(len(begins))
+    order = np.arange(len(begins))
+    if seed is not None:
+        order = np.random.default_rng((seed, 2**32)).permutation(len(begins))
     sizes, waiting = lengths.tolist(), iter(order.tolist())
-    buffer: list[tuple[int, int]] = []
+    buffer: list[tuple[int, int]] = []  # (size, document), sorted
     rows, taken, kept = [0], [], []
     while True:
         room = capacity
         while room:
+            # Refill the buffer.
             while len(buffer) < BUFFER_DOCS and (i := next(waiting, None)) is not None:
                 insort(buffer, (sizes[i], i))
             if not buffer:
                 break
-            at = bisect_right(buffer, (room, len(sizes))) - 1
-            size, i = buffer.pop(max(0, at))
+            # Take the longest document that fits, else the shortest.
+            best = bisect_right(buffer, (room, len(sizes))) - 1
+            size, i = buffer.pop(max(0, best))
             taken.append(i)
             kept.append(min(size, room))
             room -= kept[-1]

@@ -1,12 +1,10 @@
-"""Where rows of text come from: files, standard input, this Python's own sources, or the Hugging Face hub.
+"""Where rows of text are read: files, standard input, this Python's own sources, or the Hugging Face hub.
 
-A source yields chunks (rows, state, share): rows are (text, split), where split is None if a hash of the text is to
-decide, and text None if it can't be read; `state` is where the source stands after them, in a form that JSON can hold
-and from which `open` goes on; `share` says how much of the source that is, from 0 to 1, or None. stream.py makes
-documents of the rows. This script imports datasets and pyarrow only where they are used.
+A source yields chunks (rows, state, progress): rows are (text, split), where split is None if a hash of the text is to
+decide, and text None if it can't be read; `state` is the position of the source behind them, in a form that JSON can
+hold and from which `open` resumes; `progress` is the share of the source read so far, 0 to 1, or None. documents.py
+makes documents of the rows. datasets and pyarrow are imported only where they are used.
 """
-
-from __future__ import annotations
 
 import contextlib
 import copy
@@ -21,16 +19,18 @@ import sysconfig
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from isoflop.data.downloads import OFFLINE, probe
-from isoflop.data.errors import DataError
+from isoflop.files import regular
+from isoflop.options import UserError
 
 WAY_OUT = f"to work offline: {OFFLINE}"
 Row = tuple[str | None, str | None]  # text, split
 Chunk = tuple[list[Row], object, float | None]
-PIECE_BYTES = 8192  # a single .txt file is cut into documents of about this size
-CHUNK_DOCS, CHUNK_BYTES = 128, 2**22  # rows that a source hands over at a time, whichever comes first
+SPLIT_BYTES = 8192  # a single .txt file is split into documents of about this size
+CHUNK_DOCS, CHUNK_BYTES = 128, 2**22  # rows of a chunk, whichever limit is reached first
 STDLIB_LEFT_OUT = frozenset(
     "test tests idle_test idlelib lib2to3 turtledemo ensurepip encodings site-packages dist-packages".split()
 )
@@ -39,29 +39,37 @@ STDLIB_LEFT_OUT = frozenset(
 @dataclass(frozen=True)
 class Source:
     name: str
-    open: Callable[[object], Iterator[Chunk]]  # of the state to go on from, None for the beginning
+    open: Callable[[object], Iterator[Chunk]]  # takes the state to resume from, None for the beginning
     fingerprint: str = ""  # changes when the files behind it do
     weight: float = 1.0
     timeout: float | None = None  # seconds without a chunk after which it is given up
 
 
-def chunked(rows: Iterable[Row], begin: int, share: Callable[[], float | None] = lambda: None) -> Iterator[Chunk]:
-    """Rows in chunks, with the number of rows read, counted from `begin`, as the state."""
+def chunked(rows: Iterable[tuple], begin: int) -> Iterator[tuple[list[tuple], int]]:
+    """(rows in a list, number of rows read) for each chunk; the rows start behind row `begin`."""
     rows = iter(rows)
     while True:
         chunk, size = [], 0
         for row in rows:
             chunk.append(row)
-            size += len(row[0]) if isinstance(row[0], str) else 0
+            if isinstance(row[0], str):
+                size += len(row[0])
             if len(chunk) >= CHUNK_DOCS or size >= CHUNK_BYTES:
                 break
         if not chunk:
             return
         begin += len(chunk)
-        yield chunk, begin, share()
+        yield chunk, begin
 
 
-# ----- files --------------------------------------------------------------------------------------------------------
+def own_rows(chunk: list, end: int, worker: tuple[int, int]) -> list:
+    """Every n-th row of the rows up to number `end`, for worker (r, n)."""
+    rank, size = worker
+    begin = end - len(chunk)
+    return [row for i, row in enumerate(chunk, begin) if i % size == rank]
+
+
+# ----- files -----
 
 
 def python_files(root: Path, left_out: frozenset[str]) -> list[tuple[str, Path]]:
@@ -69,8 +77,10 @@ def python_files(root: Path, left_out: frozenset[str]) -> list[tuple[str, Path]]
     found = []
     for folder, dirs, files in os.walk(root):
         dirs[:] = [d for d in dirs if d not in left_out and not d.startswith("config-")]
-        paths = [Path(folder, f) for f in files if f.endswith(".py") and not f.startswith("_sysconfigdata")]
-        found += [(p.relative_to(root).as_posix(), p) for p in paths]
+        for name in files:
+            if name.endswith(".py") and not name.startswith("_sysconfigdata"):
+                path = Path(folder, name)
+                found.append((path.relative_to(root).as_posix(), path))
     return sorted(found)
 
 
@@ -103,56 +113,79 @@ def stdlib_rows(val_fraction: float) -> Iterator[Row]:
 
 def installed_files() -> list[Path]:
     """The standard library's files and those of the packages installed beside it, without their tests."""
-    roots = dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
     found = [path for _, path in stdlib_files()]
-    return found + [path for root in roots for _, path in python_files(Path(root), STDLIB_LEFT_OUT)]
+    for root in dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))):
+        found += [path for _, path in python_files(Path(root), STDLIB_LEFT_OUT)]
+    return found
 
 
-def paths_source(name: str, files: list[Path], rows: Callable[[int], Iterator[Row]], worker=(0, 1), **more) -> Source:
-    """A source whose state is the number of rows read: rows(n) begins after n of them."""
-    rank, size = worker
+def file_rows(paths: list[Path]) -> Iterator[Row]:
+    """A document per file."""
+    for path in paths:
+        yield decode(path.read_bytes()), None
+
+
+def stdin_rows() -> Iterator[Row]:
+    """A document a line, without its line end; to resume, the same lines have to be piped in again."""
+    for line in sys.stdin.buffer:
+        yield decode(line.rstrip(b"\r\n")), None
+
+
+def paths_source(name: str, files: list[Path], rows: Callable[[], Iterator[Row]], worker=(0, 1), **more) -> Source:
+    """A source whose state is the number of rows read; rows() begins with the first, files are its fingerprint."""
 
     def open_(state):
         begin = state or 0
-        for chunk, at, share in chunked(rows(begin), begin):
-            yield [row for i, row in enumerate(chunk, at - len(chunk)) if i % size == rank], at, share
+        for chunk, end in chunked(islice(rows(), begin, None), begin):
+            yield own_rows(chunk, end, worker), end, None
 
     return Source(name, open_, fingerprint(files), **more)
 
 
 def fingerprint(files: Iterable[str | Path]) -> str:
-    stats = [(str(path), os.stat(path)) for path in files]
-    return hashlib.sha256(repr([(p, s.st_size, s.st_mtime_ns) for p, s in stats]).encode()).hexdigest()
+    """A hash of the files' paths, sizes and times."""
+    found = []
+    for path in files:
+        stat = os.stat(path)
+        found.append((str(path), stat.st_size, stat.st_mtime_ns))
+    return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
 def source_files(source: str | tuple[str, ...]) -> list[str]:
-    """Files behind --source: paths, globs and folders, sorted; DataError if there are none, or of other kinds."""
-    found, kinds = set(), ", ".join(READERS)
-    for pattern in (source,) if isinstance(source, str) else source:
-        hits = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
+    """Files behind --source: paths, globs and folders, sorted; UserError if there are none, or of other kinds."""
+    kinds = ", ".join(READERS)
+    patterns = (source,) if isinstance(source, str) else source
+    found = set()
+    for pattern in patterns:
         if os.path.isdir(pattern):
             hits = [str(p) for p in Path(pattern).rglob("*") if kind(p)]
+        elif os.path.exists(pattern):
+            hits = [pattern]
+        else:
+            hits = glob.glob(pattern, recursive=True)
         if not hits:
-            raise DataError(
-                f"--source {pattern}: neither fineweb, fineweb-edu, stdlib, python, hub:NAME, - (standard input), nor "
-                f"a file, glob or folder of {kinds} files (.jsonl and .txt also as .gz and .zst)"
+            raise UserError(
+                f"--source {pattern}: no such {kinds} file; it must be fineweb, fineweb-edu, stdlib, python, hub:NAME, "
+                "- (standard input), or a file, glob or folder of such files (.jsonl and .txt also as .gz and .zst)"
             )
         found.update(hits)
-    wrong = sorted(path for path in found if not kind(path) or not os.path.isfile(path))
-    if wrong:
-        raise DataError(f"--source: {wrong[0]} is not a {kinds} file")
-    for path in found:
+    for path in sorted(found):
+        if not kind(path) or not os.path.isfile(path):
+            raise UserError(f"--source: {path} is not a {kinds} file")
         if path.endswith(".zst"):
-            zstandard(path)
+            import zstandard  # noqa: F401  missing packages are named before any work
     return sorted(found)
 
 
 def kind(path: str | Path) -> str | None:
     """.txt, .jsonl or .parquet, by the name, which may end in .gz or .zst where the file is compressed."""
     suffixes = Path(path).suffixes
-    packed = suffixes[-1:] in ([".gz"], [".zst"])
-    found = suffixes[-2:-1] if packed else suffixes[-1:]
-    return found[0] if found and found[0] in READERS and not (packed and found[0] == ".parquet") else None
+    packed = bool(suffixes) and suffixes[-1] in (".gz", ".zst")
+    if packed:
+        suffixes.pop()
+    if not suffixes or suffixes[-1] not in READERS or (packed and suffixes[-1] == ".parquet"):
+        return None
+    return suffixes[-1]
 
 
 def files_source(source: str | tuple[str, ...], column: str, worker: tuple[int, int] = (0, 1), **more) -> Source:
@@ -160,54 +193,59 @@ def files_source(source: str | tuple[str, ...], column: str, worker: tuple[int, 
 
     Worker r of n takes every n-th file, or every n-th row where there are fewer files than workers.
     """
-    files, (rank, size) = source_files(source), worker
-    piece_bytes = PIECE_BYTES if len(files) == 1 else sys.maxsize  # one text alone is cut up, or nothing could be split
+    files = source_files(source)
+    name = source if isinstance(source, str) else " ".join(source)
+    # A single text is split up, or it could not be divided into train and validation.
+    split_bytes = SPLIT_BYTES if len(files) == 1 else sys.maxsize
+    rank, size = worker
     if len(files) >= size:
-        files, rank, size = files[rank::size], 0, 1
+        files, worker = files[rank::size], (0, 1)
     lengths = [os.path.getsize(path) for path in files]
     whole = max(1, sum(lengths))
 
     def open_(state):
         first, begin = state or (0, 0)
         for number in range(first, len(files)):
-            path, part = files[number], 0.0
-
-            def rows(path=path, begin=begin):
-                nonlocal part
-                for text, part in READERS[kind(path)](path, column, begin, piece_bytes):  # noqa: B007
-                    yield text, None
-
-            for chunk, at, _ in chunked(rows(), begin):
-                mine = [row for i, row in enumerate(chunk, at - len(chunk)) if i % size == rank]
-                yield mine, [number, at], (sum(lengths[:number]) + part * lengths[number]) / whole
+            path = files[number]
+            before = sum(lengths[:number])
+            texts = READERS[kind(path)](path, column, begin, split_bytes)  # (text, progress in this file)
+            for chunk, end in chunked(texts, begin):
+                rows = [(text, None) for text, _ in chunk]
+                progress = (before + chunk[-1][1] * lengths[number]) / whole
+                yield own_rows(rows, end, worker), [number, end], progress
             begin = 0
 
-    return Source(source if isinstance(source, str) else " ".join(source), open_, fingerprint(files), **more)
+    return Source(name, open_, fingerprint(files), **more)
 
 
 @contextlib.contextmanager
 def binary(path: str) -> Iterator[tuple[io.BufferedIOBase, Callable[[], float]]]:
-    """The bytes of a file, uncompressed, and a function that says how much is read; DataError where it is torn."""
-    size = max(1, os.path.getsize(path))
+    """The bytes of a file, uncompressed, and a function that says how much is read; UserError where it is cut short."""
+    size = max(1, regular(path).stat().st_size)
     errors: tuple = (EOFError, gzip.BadGzipFile, zlib.error)
     with open(path, "rb") as f:
         unpacked = f
         if path.endswith(".gz"):
             unpacked = gzip.GzipFile(fileobj=f)
         elif path.endswith(".zst"):
-            errors += (zstandard(path).ZstdError,)
-            unpacked = io.BufferedReader(Zst(f, zstandard(path)), 2**17)
+            import zstandard
+
+            errors += (zstandard.ZstdError,)
+            unpacked = io.BufferedReader(ZstdFile(f, zstandard.ZstdDecompressor), 2**17)
         try:
             yield unpacked, lambda: f.tell() / size
         except errors as e:
-            raise DataError(f"{path} can't be uncompressed ({e}); is it cut short?") from None
+            raise UserError(f"{path} can't be uncompressed ({e}); is it cut short?") from None
 
 
-class Zst(io.RawIOBase):
+class ZstdFile(io.RawIOBase):
     """A zstd file of any number of frames; EOFError where the last is cut short (zstandard's reader just ends)."""
 
-    def __init__(self, file, module):
-        self.file, self.module, self.frame, self.rest, self.out = file, module, None, b"", b""
+    def __init__(self, file, decompressor):
+        self.file, self.decompressor = file, decompressor
+        self.frame = None  # the decompressor of the current frame
+        self.rest = b""  # compressed bytes behind the last frame
+        self.out = b""  # uncompressed bytes to hand out
 
     def readable(self) -> bool:
         return True
@@ -219,7 +257,7 @@ class Zst(io.RawIOBase):
                 if self.frame is not None:
                     raise EOFError("its last frame does not end")
                 return 0
-            self.frame = self.frame or self.module.ZstdDecompressor().decompressobj()
+            self.frame = self.frame or self.decompressor().decompressobj()
             self.out, self.rest = self.frame.decompress(raw), b""
             if self.frame.eof:
                 self.rest, self.frame = self.frame.unused_data, None
@@ -228,34 +266,26 @@ class Zst(io.RawIOBase):
         return n
 
 
-def zstandard(path: str):
-    try:
-        import zstandard
-    except ImportError:
-        raise DataError(f"{path} needs the zstandard package: pip install zstandard") from None
-    return zstandard
-
-
-def read_txt(path: str, column: str, skip: int, piece_bytes: int) -> Iterator[tuple[str | None, float]]:
-    """The file's text, cut at line ends into pieces of piece_bytes or a line more."""
+def read_txt(path: str, column: str, skip: int, split_bytes: int) -> Iterator[tuple[str | None, float]]:
+    """The file's text, split at line ends into texts of split_bytes or a line more."""
     lines, size = [], 0
     with binary(path) as (f, part):
         for line in f:
             lines.append(line)
             size += len(line)
-            if size >= piece_bytes:
-                if skip > 0:
-                    skip -= 1
-                else:
-                    yield decode(b"".join(lines)), part()
-                lines, size = [], 0
+            if size < split_bytes:
+                continue
+            if skip > 0:
+                skip -= 1
+            else:
+                yield decode(b"".join(lines)), part()
+            lines, size = [], 0
     if lines and skip <= 0:
         yield decode(b"".join(lines)), 1.0
 
 
-def read_jsonl(path: str, column: str, skip: int, piece_bytes: int) -> Iterator[tuple[str | None, float]]:
+def read_jsonl(path: str, column: str, skip: int, split_bytes: int) -> Iterator[tuple[str | None, float]]:
     with binary(path) as (f, part):
-        number = 0
         for number, line in enumerate(f, 1):
             if not line.strip():
                 continue
@@ -265,54 +295,52 @@ def read_jsonl(path: str, column: str, skip: int, piece_bytes: int) -> Iterator[
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as e:
-                raise DataError(f"{path}, line {number}: not JSON ({e})") from None
+                raise UserError(f"{path}, line {number}: not JSON ({e})") from None
             yield pick(row, column, f"{path}, line {number}"), part()
 
 
-def read_parquet(path: str, column: str, skip: int, piece_bytes: int) -> Iterator[tuple[str | None, float]]:
+def read_parquet(path: str, column: str, skip: int, split_bytes: int) -> Iterator[tuple[str | None, float]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as f:
             pick(dict.fromkeys(f.schema_arrow.names), column, path)
-            groups, done, total = list(range(f.num_row_groups)), 0, max(1, f.metadata.num_rows)
-            while groups and done + f.metadata.row_group(groups[0]).num_rows <= skip:
-                done += f.metadata.row_group(groups.pop(0)).num_rows
-            for group in groups:  # one at a time: the whole list would be kept in memory as it is read
+            total = max(1, f.metadata.num_rows)
+            done = 0
+            for group in range(f.num_row_groups):  # one at a time: the whole list would be kept in memory as it is read
+                rows = f.metadata.row_group(group).num_rows
+                if done + rows <= skip:
+                    done += rows
+                    continue
                 for batch in f.iter_batches(CHUNK_DOCS, [group], [column]):
                     for text in batch.column(0).to_pylist()[max(0, skip - done) :]:
                         yield text, done / total
                     done += len(batch)
     except (pyarrow.ArrowException, OSError) as e:
-        raise DataError(f"{path}: {e}") from None
+        raise UserError(f"{path}: {e}") from None
 
 
 READERS = {".txt": read_txt, ".jsonl": read_jsonl, ".parquet": read_parquet}
 
 
-def stdin_rows(skip: int) -> Iterator[Row]:
-    """A document a line, without its line end; after an interruption the same lines have to come again."""
-    for number, line in enumerate(sys.stdin.buffer):
-        if number >= skip:
-            yield decode(line.rstrip(b"\r\n")), None
-
-
 def pick(row: dict, column: str, where: str):
+    """The text of a row; UserError naming the columns where it has none of this name."""
     if not isinstance(row, dict) or column not in row:
         known = ", ".join(map(str, row)) if isinstance(row, dict) else ""
-        raise DataError(f"{where}: no --text_column {column!r} among its columns ({known})")
+        raise UserError(f"{where}: no --text_column {column!r} among its columns ({known})")
     return row[column]
 
 
 def decode(raw: bytes) -> str | None:
+    """The text of utf-8 bytes, None where they are not utf-8."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
         return None
 
 
-# ----- the hub ------------------------------------------------------------------------------------------------------
+# ----- the hub -----
 
 
 def hub_source(dataset: str, config: str | None, split: str, column: str, timeout: float, worker=(0, 1), **more):
@@ -324,38 +352,42 @@ def hub_source(dataset: str, config: str | None, split: str, column: str, timeou
 
     def open_(state):
         try:
-            offline = (
-                os.environ.get("HF_HUB_OFFLINE", "0") != "0"
-            )  # then load_dataset looks into its cache, or says why not
-            if not offline:
-                probe(endpoint)
-            import datasets  # seconds to import, hence after the probe
-            import huggingface_hub
-            from datasets.distributed import split_dataset_by_node
-
-            # By default `datasets` sleeps 20 x 5 s between attempts, and tells of each; --hub_timeout bounds them all.
-            datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 3
-            datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 2
-            datasets.disable_progress_bars()
-            datasets.utils.logging.set_verbosity_error()
-            huggingface_hub.utils.logging.set_verbosity_error()
-            revision = state["revision"] if state else None
-            if revision is None and not offline:
-                revision = huggingface_hub.HfApi(endpoint).dataset_info(dataset).sha
-            stream = datasets.load_dataset(dataset, name=config, split=split, revision=revision, streaming=True)
-            if worker[1] > 1:
-                stream = split_dataset_by_node(stream, *worker)
-            stream = stream.with_format("arrow")  # another object, whose state is the one that advances
-            if state:
-                stream.load_state_dict(state["stream"])
+            revision, stream = open_stream(state)
             for table in stream.iter(batch_size=CHUNK_DOCS):
                 pick(dict.fromkeys(table.column_names), column, dataset)
                 rows = [(text, None) for text in table[column].to_pylist()]
-                state = copy.deepcopy(stream.state_dict())  # datasets changes its own as it reads on
-                yield rows, {"revision": revision, "stream": state}, None
-        except DataError:
+                position = copy.deepcopy(stream.state_dict())  # datasets changes its own as it reads on
+                yield rows, {"revision": revision, "stream": position}, None
+        except UserError:
             raise
         except Exception as e:  # whatever datasets, huggingface_hub, httpx or pyarrow raise
-            raise DataError(f"{dataset} from {endpoint} failed ({type(e).__name__}: {str(e)[:300]}); {WAY_OUT}") from e
+            raise UserError(f"{dataset} from {endpoint} failed ({type(e).__name__}: {str(e)[:300]}); {WAY_OUT}") from e
+
+    def open_stream(state):
+        """(revision, the dataset as a stream behind `state`)."""
+        offline = os.environ.get("HF_HUB_OFFLINE", "0") != "0"  # then load_dataset reads its cache, or says why not
+        if not offline:
+            probe(endpoint)
+        import datasets  # seconds to import, hence after the probe
+        import huggingface_hub
+        from datasets.distributed import split_dataset_by_node
+
+        # By default `datasets` sleeps 20 x 5 s between attempts, and reports each; --hub_timeout bounds them all.
+        datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 3
+        datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 2
+        datasets.disable_progress_bars()
+        datasets.utils.logging.set_verbosity_error()
+        huggingface_hub.utils.logging.set_verbosity_error()
+
+        revision = state["revision"] if state else None
+        if revision is None and not offline:
+            revision = huggingface_hub.HfApi(endpoint).dataset_info(dataset).sha
+        stream = datasets.load_dataset(dataset, name=config, split=split, revision=revision, streaming=True)
+        if worker[1] > 1:
+            stream = split_dataset_by_node(stream, *worker)
+        stream = stream.with_format("arrow")  # another object, whose state is the one that advances
+        if state:
+            stream.load_state_dict(state["stream"])
+        return revision, stream
 
     return Source(f"hub:{dataset}:{config or ''}:{split}", open_, "", timeout=timeout, **more)

@@ -1,20 +1,18 @@
-"""A data folder while it is made: token files that grow, and places from which a killed preparation goes on.
+"""A data folder while it is made: token files that grow, and states from which a killed preparation is resumed.
 
-The work happens in a stage, a hidden folder beside the one to be made, that is renamed when all is whole. At each Mark
-of the stream (stream.py) what was written is put on the disk, then stage/state.json, by a rename. A later process cuts
-the files back to what state.json says and goes on from there, so that it ends with the bytes of an undisturbed run. The
-state stays in the finished folder: more tokens are appended in the same way, in a stage of links to the shards.
+The work happens in a hidden staging folder beside the folder to be made, which is renamed when all is complete. At each
+ResumePoint of the stream (documents.py) all written bytes are put on the disk, then stage/new/state.json. A later
+process truncates the files to what state.json says and continues there, so that it ends with the bytes of an
+undisturbed run. The state stays in the finished folder: more tokens are appended in the same way, in a staging folder
+of links to the shards.
 
     new/train_000000.bin ...   tokens behind a 256-byte header each, closed after the document that fills the shard
-    new/documents.bin          a 64-bit hash per document kept, in order: what tells duplicates, and what --verify needs
+    new/documents.bin          a 64-bit hash per document kept, in order: to find duplicates, and for --verify
     new/tokenizer.json, new/state.json, and in the end new/meta.json
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,30 +20,40 @@ from pathlib import Path
 
 import numpy as np
 
-from isoflop.data.documents import Document, Mark
-from isoflop.data.errors import DataError
+from isoflop.data.documents import Document, ResumePoint
 from isoflop.data.reader import HEADER_BYTES, SPLITS, header, shards
+from isoflop.files import folder_lock, fsync, read_json, write_json
+from isoflop.options import UserError
 
-STATE = 1  # raise it when an older state.json must not be gone on from
+STATE_VERSION = 1  # raise it when an older state.json must not be resumed from
 WRITE_BYTES = 2**20
 
 
-class Splits:
-    """The token files of both splits, the documents' hashes, and the counts that go with them."""
+class SplitWriter:
+    """The token files of both splits, the documents' hashes, and the counts that go with them.
 
-    def __init__(self, folder: Path, meta: dict, shard_tokens: int, about: dict, n_sources: int):
-        """about: what state.json is to say beside the state (settings, fingerprints of the sources)."""
-        self.folder, self.meta, self.shard_tokens, self.about = folder, meta, shard_tokens, about
-        self.done: dict[str, list[dict]] = {split: [] for split in SPLITS}  # whole shards: {file, tokens, sha256}
+    Parameters
+    ----------
+    meta : the entries of meta.json that the files' headers repeat.
+    identity : {settings, fingerprints of the sources}, kept in state.json beside the state.
+    """
+
+    def __init__(self, folder: Path, meta: dict, shard_tokens: int, identity: dict, n_sources: int):
+        self.folder, self.meta, self.shard_tokens, self.identity = folder, meta, shard_tokens, identity
+        self.done: dict[str, list[dict]] = {split: [] for split in SPLITS}  # complete shards: {file, tokens, sha256}
         self.open: dict[str, Shard] = {}
         counts = {"tokens": 0, "documents": 0, "bytes": 0}
         self.counts = {split: dict(counts) for split in SPLITS}
         self.by_source = [dict(counts) for _ in range(n_sources)]
         self.dropped = {"duplicate": 0, "empty": 0, "not_text": 0}
-        self.segments: list[str] = []  # sha256 of the text between two marks
-        self.corpus, self.keys, self.since, self.again = hashlib.sha256(), 0, 0, 0
-        self.position: dict | None = None  # of the last mark
-        self.ended, self.trailing = False, {}  # whether the sources are used up, and what was dropped at their end
+        self.position: dict | None = None  # of the last resume point
+        self.segments: list[str] = []  # sha256 of the text between two resume points
+        self.corpus = hashlib.sha256()  # of the text since the last one
+        self.since = 0  # documents since the last one
+        self.written = 0  # documents that the stream repeats after a restore: written already
+        self.keys = 0  # hashes in documents.bin
+        self.ended = False  # whether the sources are used up
+        self.dropped_at_end = {}
         self.documents = open(folder / "documents.bin", "ab")
 
     @property
@@ -53,11 +61,11 @@ class Splits:
         return sum(counts["tokens"] for counts in self.counts.values())
 
     def add(self, doc: Document, ids: np.ndarray) -> bool:
-        """Write a document, unless it is there from before `restore`: then its text is only hashed again (False)."""
+        """Write a document; False where it was written before the restore and only its text is hashed again."""
         self.corpus.update(f"{doc.split} {len(doc.raw)}\n".encode() + doc.raw)
         self.since += 1
-        if self.again:
-            self.again -= 1
+        if self.written:
+            self.written -= 1
             return False
         shard = self.open.get(doc.split)
         if shard is None:
@@ -71,19 +79,19 @@ class Splits:
         if doc.key is not None:
             self.documents.write(doc.key.to_bytes(8, "little"))
             self.keys += 1
-        for why, n in doc.dropped.items():
-            self.dropped[why] += n
+        for reason, n in doc.dropped.items():
+            self.dropped[reason] += n
         if shard.tokens >= self.shard_tokens:
             self.done[doc.split].append(self.open.pop(doc.split).close())
         return True
 
-    def mark(self, mark: Mark) -> None:
-        """Put all that was written on the disk, then the state from which to go on behind it."""
-        if "end" in mark.position:
-            self.ended, self.trailing = mark.position["end"], mark.dropped
+    def resume_point(self, point: ResumePoint) -> None:
+        """Put all that was written on the disk, then the state behind it."""
+        if "end" in point.position:
+            self.ended, self.dropped_at_end = point.position["end"], point.dropped
             return
         self.segments.append(self.corpus.hexdigest())
-        self.corpus, self.since, self.position = hashlib.sha256(), 0, mark.position
+        self.corpus, self.since, self.position = hashlib.sha256(), 0, point.position
         self.save()
 
     def save(self) -> None:
@@ -91,14 +99,14 @@ class Splits:
             shard.flush()
         self.documents.flush()
         os.fsync(self.documents.fileno())
-        write_json(self.folder / "state.json", self.state())
+        write_json(self.folder / "state.json", self.state(), indent=1)
 
     def state(self) -> dict:
-        return self.about | {
-            "state": STATE,
+        return self.identity | {
+            "state": STATE_VERSION,
             "ended": self.ended,
             "position": self.position,
-            "since": self.since,  # documents written since the position
+            "since": self.since,
             "done": self.done,
             "open": {split: {"file": shard.path.name, "tokens": shard.tokens} for split, shard in self.open.items()},
             "counts": self.counts,
@@ -109,20 +117,24 @@ class Splits:
         }
 
     def restore(self, state: dict) -> None:
-        """Cut the files back to a state; ValueError, OSError, KeyError or TypeError where they don't hold it."""
+        """Truncate the files to a state; ValueError, OSError, KeyError or TypeError where they don't hold it."""
         self.done, self.counts, self.by_source = state["done"], state["counts"], state["by_source"]
         self.dropped, self.segments, self.position = state["dropped"], state["segments"], state["position"]
-        self.keys, self.again = state["keys"], state["since"]
+        self.keys, self.written = state["keys"], state["since"]
         self.documents.close()
-        cut(self.folder / "documents.bin", 8 * self.keys)
+        truncate(self.folder / "documents.bin", 8 * self.keys)
         self.documents = open(self.folder / "documents.bin", "ab")
+        dtype = np.dtype(self.meta["dtype"])
         for split, shard in state["open"].items():
-            self.open[split] = Shard(self.folder / shard["file"], header(self.meta, split), shard["tokens"],
-                                     np.dtype(self.meta["dtype"]))  # fmt: skip
-        whole = {shard["file"] for shards in self.done.values() for shard in shards}
-        whole |= {shard.path.name for shard in self.open.values()}
-        for path in self.folder.glob("*_*.bin"):
-            if path.name not in whole:
+            path = self.folder / shard["file"]
+            self.open[split] = Shard(path, header(self.meta, split), shard["tokens"], dtype)
+
+        # Remove shards begun behind the state, and what a kill left of a JSON file.
+        kept = {shard.path.name for shard in self.open.values()}
+        for split in SPLITS:
+            kept |= {shard["file"] for shard in self.done[split]}
+        for path in (*self.folder.glob("*_*.bin"), *self.folder.glob(".*.part")):
+            if path.name not in kept:
                 path.unlink()
 
     def finish(self) -> dict:
@@ -131,39 +143,45 @@ class Splits:
         self.documents.close()
         found = {}
         for split in SPLITS:
-            shards = self.done[split] + ([self.open[split].close()] if split in self.open else [])
+            files = list(self.done[split])
+            if split in self.open:
+                files.append(self.open[split].close())
             counts = self.counts[split]
             counts |= {"bytes_per_token": counts["bytes"] / max(1, counts["tokens"])}
-            if len(shards) == 1:  # a folder of one shard has plain names
-                os.replace(self.folder / shards[0]["file"], self.folder / f"{split}.bin")
-                found[split] = counts | {"sha256": shards[0]["sha256"]}
+            if len(files) == 1:  # a folder of one shard has plain names
+                os.replace(self.folder / files[0]["file"], self.folder / f"{split}.bin")
+                found[split] = counts | {"sha256": files[0]["sha256"]}
             else:
-                found[split] = counts | {"shards": shards}
-        dropped = {why: n + self.trailing.get(why, 0) for why, n in self.dropped.items()}
+                found[split] = counts | {"shards": files}
+        dropped = {reason: n + self.dropped_at_end.get(reason, 0) for reason, n in self.dropped.items()}
         return found | {"corpus_sha256": self.corpus_sha256(), "dropped": dropped}
 
     def corpus_sha256(self) -> str:
-        """Of all text; where there were marks, of the hashes of the parts between them."""
+        """Of all text; where there were resume points, of the hashes of the segments between them."""
         last = self.corpus.hexdigest()
-        return hashlib.sha256("".join([*self.segments, last]).encode()).hexdigest() if self.segments else last
+        if not self.segments:
+            return last
+        return hashlib.sha256("".join([*self.segments, last]).encode()).hexdigest()
 
 
 class Shard:
     """One token file as it grows; memory does not grow with it."""
 
     def __init__(self, path: Path, head: bytes, tokens: int = 0, dtype: np.dtype | None = None):
+        """tokens : those that the file holds already, as dtype; what is behind them is cut off."""
         self.path, self.tokens, self.sha256 = path, tokens, hashlib.sha256()
-        if tokens:
-            cut(path, HEADER_BYTES + tokens * dtype.itemsize)
-            with open(path, "rb") as f:
-                if f.read(HEADER_BYTES) != head:
-                    raise ValueError(f"{path.name} has another header")
-                self.sha256.update(head)
-                while raw := f.read(WRITE_BYTES):
-                    self.sha256.update(raw)
-        self.file = open(path, "ab" if tokens else "wb", WRITE_BYTES)
-        if not tokens:
+        if tokens == 0:
+            self.file = open(path, "wb", WRITE_BYTES)
             self.write(head)
+            return
+        truncate(path, HEADER_BYTES + tokens * dtype.itemsize)
+        with open(path, "rb") as f:
+            if f.read(HEADER_BYTES) != head:
+                raise ValueError(f"{path.name} has another header")
+            self.sha256.update(head)
+            while raw := f.read(WRITE_BYTES):
+                self.sha256.update(raw)
+        self.file = open(path, "ab", WRITE_BYTES)
 
     def write(self, raw) -> None:
         self.file.write(raw)
@@ -183,131 +201,112 @@ class Shard:
         return {"file": self.path.name, "tokens": self.tokens, "sha256": self.sha256.hexdigest()}
 
 
-def cut(path: Path, size: int) -> None:
-    """Shorten a file to what it had; ValueError where it is shorter."""
+def truncate(path: Path, size: int) -> None:
+    """Shorten a file to an earlier size; ValueError where it is shorter than that."""
     if path.stat().st_size < size:
         raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes instead of {size:,}")
     os.truncate(path, size)
 
 
-def write_json(path: Path, value) -> None:
-    """Under another name, on the disk, renamed: a reader sees the old file or the new one."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "w") as f:
-        f.write(json.dumps(value, indent=1) + "\n")
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(part, path)
+# ----- the staging folder -----
 
 
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk, so that a power cut can't leave a whole name with half its bytes."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-# ----- the stage ----------------------------------------------------------------------------------------------------
-
-
-def stage_of(out: Path) -> Path:
+def staging_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.partial")
 
 
 @contextlib.contextmanager
-def stage(out: Path) -> Iterator[Path]:
-    """The hidden folder in which `out` is made, ours alone until the end of the block; DataError where it is another's.
+def staging(out: Path) -> Iterator[Path]:
+    """The hidden folder in which `out` is made, locked until the end of the block.
 
-    Where the block fails it is removed, unless it has a state to go on from; so is what a kill has left, later.
+    Where the block fails the folder is removed, unless it has a state to resume from. UserError where another process
+    makes the same folder.
     """
-    path = stage_of(out)
-    path.mkdir(parents=True, exist_ok=True)
-    lock = open(path / "lock", "w")
-    try:
+    stage = staging_folder(out)
+    with folder_lock(stage, "data.py", shown=out, name="lock"):
+        restore_old(stage, out)
         try:
-            import fcntl  # not on Windows: there two processes must not make one folder
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go of by the system when the process ends, however
-        except ImportError:
-            pass
-        except BlockingIOError:
-            raise DataError(f"--out_dir {out}: another process is making it; wait for it, or choose another") from None
-        put_back(path, out)
-        try:
-            yield path
+            yield stage
         finally:
-            put_back(path, out)
-            if not (path / "new" / "state.json").exists():
-                shutil.rmtree(path, ignore_errors=True)
-    finally:
-        lock.close()
+            restore_old(stage, out)
+            if not (stage / "new" / "state.json").exists():
+                shutil.rmtree(stage, ignore_errors=True)
 
 
-def put_back(path: Path, out: Path) -> None:
-    """An old folder whose place is still empty, because of a kill between two renames, goes back to it."""
-    if (path / "old").exists():
+def restore_old(stage: Path, out: Path) -> None:
+    """Put the old folder back where a kill between the two renames of `publish` left its place empty."""
+    old = stage / "old"
+    if old.exists():
         if out.exists():
-            shutil.rmtree(path / "old")
+            shutil.rmtree(old)
         else:
-            os.rename(path / "old", out)
+            os.rename(old, out)
 
 
-def take_place(path: Path, out: Path) -> None:
+def publish(stage: Path, out: Path) -> None:
     """The new folder takes the place of `out`; the old one is set aside between two renames and deleted last."""
-    new, old = path / "new", path / "old"
-    for file in (*new.iterdir(), new):
-        sync(file)
+    new = stage / "new"
+    for path in (*new.iterdir(), new):
+        fsync(path)
     if out.exists():  # `prepare` has made sure that this is a data folder to replace, or empty
-        os.rename(out, old)
+        os.rename(out, stage / "old")
     os.rename(new, out)
-    sync(out.parent)
+    fsync(out.parent)
 
 
-def links(out: Path, new: Path, state: dict) -> None:
-    """`new` as if it had just made what `out` holds: whole shards are linked, files that will grow are copied."""
+def stage_append(out: Path, new: Path, state: dict) -> None:
+    """Make `new` as if it had just written `out`: complete shards are linked, files that will grow are copied."""
     names = {f"{split}.bin": f"{split}_000000.bin" for split in SPLITS}
-    whole = {shard["file"] for shards in state["done"].values() for shard in shards}
+    complete = set()
+    for split in SPLITS:
+        complete |= {shard["file"] for shard in state["done"][split]}
     new.mkdir()
     for path in out.iterdir():
         if path.name in ("meta.json", "state.json", "lengths.png"):
             continue
-        name = names.get(path.name, path.name)
-        try:
-            if name not in whole:
-                raise OSError("it will grow")
-            os.link(path, new / name)
-        except OSError:
-            shutil.copyfile(path, new / name)
-    write_json(new / "state.json", state)
+        target = new / names.get(path.name, path.name)
+        linked = False
+        if target.name in complete:
+            with contextlib.suppress(OSError):  # a file system without links
+                os.link(path, target)
+                linked = True
+        if not linked:
+            shutil.copyfile(path, target)
+    write_json(new / "state.json", state, indent=1)
 
 
-# ----- several workers ----------------------------------------------------------------------------------------------
+# ----- several workers -----
 
 
-def join(parts: list[Path], new: Path) -> dict:
+def join_workers(parts: list[Path], new: Path) -> dict:
     """Link the files of the workers' folders into one; the counts and hashes for its meta.json."""
     new.mkdir()
-    metas = [json.loads((part / "meta.json").read_text()) for part in parts]
-    meta = {k: v for k, v in metas[0].items() if k not in ("sources", "validation")}
+    metas = [read_json(part / "meta.json") for part in parts]
     if len({m["tokenizer_sha256"] for m in metas}) > 1:
-        raise DataError(
-            f"{parts[0].parent}: the workers' tokenizers differ; remove {parts[0]} and the like, start again"
-        )
+        raise UserError(f"{parts[0].parent}: the workers' tokenizers differ; remove {parts[0]} and the like, try again")
+    meta = {k: v for k, v in metas[0].items() if k not in ("sources", "validation")}
+
+    # Token files, with the worker's number in their names.
     for split in SPLITS:
-        found = []
-        for rank, (part, m) in enumerate(zip(parts, metas, strict=True)):
-            for i, shard in enumerate(shards(m, split)):
+        files = []
+        for rank, (part, worker_meta) in enumerate(zip(parts, metas, strict=True)):
+            for i, shard in enumerate(shards(worker_meta, split)):
                 name = f"{split}_{rank:03d}_{i:06d}.bin"
                 os.link(part / shard["file"], new / name)
-                found.append(shard | {"file": name})
-        counts = {k: sum(m[split][k] for m in metas) for k in ("tokens", "documents", "bytes")}
-        meta[split] = counts | {"bytes_per_token": counts["bytes"] / counts["tokens"], "shards": found}
+                files.append(shard | {"file": name})
+        counts = {}
+        for unit in ("tokens", "documents", "bytes"):
+            counts[unit] = sum(m[split][unit] for m in metas)
+        meta[split] = counts | {"bytes_per_token": counts["bytes"] / counts["tokens"], "shards": files}
+
+    # The rest.
     keys = np.concatenate([np.fromfile(part / "documents.bin", "<u8") for part in parts])
     keys.tofile(new / "documents.bin")
     shutil.copyfile(parts[0] / "tokenizer.json", new / "tokenizer.json")
-    meta["dropped"] = {why: sum(m["dropped"][why] for m in metas) for why in meta["dropped"]}
+    dropped = {}
+    for reason in meta["dropped"]:
+        dropped[reason] = sum(m["dropped"][reason] for m in metas)
+    meta["dropped"] = dropped
     meta["duplicates_between_workers"] = len(keys) - len(np.unique(keys))
     meta["corpus_sha256"] = hashlib.sha256("".join(m["corpus_sha256"] for m in metas).encode()).hexdigest()
     return meta

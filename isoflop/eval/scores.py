@@ -1,35 +1,62 @@
-"""scores.csv of a sweep: read, append, join with runs.csv."""
+"""The scores of a sweep: scores.csv, one row a run and score, and runs_scores.csv, runs.csv with them as columns."""
 
 import csv
-import os
+import io
+import re
 from pathlib import Path
 
-SCORES = "run_id asked limit task metric score stderr chance centred shots n when".split()  # columns of scores.csv
+from isoflop.files import append_line, write_text
+from isoflop.options import UserError
+
+COLUMNS = "run_id asked limit task metric score stderr chance centred shots n when".split()  # of scores.csv
 
 
-def read_scores(path: Path) -> list[dict]:
-    """The whole rows of scores.csv; a last line that a kill cut short is left where it is and done again."""
+def read_runs(folder: Path) -> list[dict]:
+    """The rows of a sweep's runs.csv; UserError where there are none."""
+    try:
+        with open(folder / "runs.csv", encoding="utf-8", newline="") as f:
+            runs = list(csv.DictReader(f))
+    except OSError as error:
+        raise UserError(f"--sweep {folder}: no runs.csv ({error.strerror}); sweep.py makes one") from None
+    if not runs or "run_id" not in runs[0]:
+        raise UserError(f"--sweep {folder}: runs.csv has no runs; name the --out_dir of a sweep")
+    return runs
+
+
+def read_scores(folder: Path) -> list[dict]:
+    """The whole rows of scores.csv; a last line that a kill cut short is left where it is and scored again."""
+    path = folder / "scores.csv"
     if not path.exists():
         return []
     with open(path, encoding="utf-8", newline="") as f:
         reader = csv.DictReader(f)
-        if reader.fieldnames != SCORES:
-            raise ValueError(f"{path} has another header; it is left as it is: move it away")
+        if reader.fieldnames != COLUMNS:
+            raise UserError(f"{path} has another header; it is left as it is: move it away")
         return [row for row in reader if row["when"]]
 
 
-def append(path: Path, rows: list[dict]):
+def missing(folder: Path, runs: list[dict], entries: dict[str, dict]) -> dict[str, list[str]]:
+    """run_id -> the names of `entries` that scores.csv lacks, for finished runs that lack any."""
+    held = {(row["run_id"], row["asked"], row["limit"]) for row in read_scores(folder)}
+    todo = {}
+    for run in runs:
+        run_id = run["run_id"]
+        if run.get("status") != "ok" or not re.fullmatch(r"[0-9a-f]{12}", run_id):
+            continue
+        wanted = [name for name, key in entries.items() if (run_id, key["asked"], key["limit"]) not in held]
+        if wanted:
+            todo[run_id] = wanted
+    return todo
+
+
+def append(folder: Path, rows: list[dict]):
     """Rows to scores.csv in one write, on the disk before this returns."""
-    fresh = not path.exists() or not path.stat().st_size
-    torn = not fresh and not path.read_bytes().endswith(b"\n")
-    with open(path, "a", encoding="utf-8", newline="") as f:
-        f.write("\n" * torn)
-        writer = csv.DictWriter(f, SCORES, extrasaction="ignore", lineterminator="\n")
-        if fresh:
-            writer.writeheader()
-        writer.writerows({k: "" if row.get(k) is None else row[k] for k in SCORES} for row in rows)
-        f.flush()
-        os.fsync(f.fileno())
+    path, text = folder / "scores.csv", io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    if not path.exists() or path.stat().st_size == 0:
+        writer.writeheader()
+    writer.writerows(rows)  # None is an empty cell
+    append_line(path, text.getvalue())
 
 
 def join(folder: Path) -> Path:
@@ -40,20 +67,20 @@ def join(folder: Path) -> Path:
     with open(folder / "runs.csv", encoding="utf-8", newline="") as f:
         reader = csv.DictReader(f)
         header, runs = list(reader.fieldnames), list(reader)
-    rows = read_scores(folder / "scores.csv")
-    labels = list(dict.fromkeys(row["task"] for row in rows))
-    latest = {(row["run_id"], row["task"]): row for row in rows}
-    columns = {label: label if "@" in label else f"score_{label}" for label in labels}
-    header += [column + end for column in columns.values() for end in ("", "_se")]
+    latest, columns = {}, {}
+    for row in read_scores(folder):
+        latest[row["run_id"], row["task"]] = row
+        columns[row["task"]] = row["task"] if "@" in row["task"] else f"score_{row['task']}"
+    for column in columns.values():
+        header += [column, f"{column}_se"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, header, lineterminator="\n")
+    writer.writeheader()
+    for run in runs:
+        for task, column in columns.items():
+            row = latest.get((run["run_id"], task), {})
+            run |= {column: row.get("score", ""), f"{column}_se": row.get("stderr", "")}
+        writer.writerow(run)
     path = folder / "runs_scores.csv"
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8", newline="") as f:
-        writer = csv.DictWriter(f, header, lineterminator="\n")
-        writer.writeheader()
-        for run in runs:
-            for label, column in columns.items():
-                row = latest.get((run["run_id"], label), {})
-                run |= {column: row.get("score", ""), f"{column}_se": row.get("stderr", "")}
-            writer.writerow(run)
-    os.replace(part, path)
+    write_text(path, text.getvalue())
     return path

@@ -13,6 +13,8 @@ be contained). So a mean from here compares models that were all scored here; it
 
 from dataclasses import dataclass
 
+from isoflop.options import UserError
+
 
 @dataclass(frozen=True)
 class Task:
@@ -23,7 +25,7 @@ class Task:
     metric: str | None  # None: the first of METRICS that there is
 
 
-# Which number of a task is its score, where nobody says: normalised accuracy before plain.
+# Which number of a task is its score, where no metric is given: normalized accuracy before plain.
 METRICS = ("acc_norm", "acc", "exact_match", "em", "contains", "f1", "mc2", "bleu_acc")
 
 # label, harness, shots, chance, metric. DCLM: eval/mmlu_and_lowvar.yaml and eval/eval_meta_data_v1.csv
@@ -91,8 +93,11 @@ agi_eval_sat_en           agieval_sat_en                                    5  0
 
 
 def _read(table: str) -> tuple[Task, ...]:
-    rows = (line.split() for line in table.strip().splitlines())
-    return tuple(Task(a, None if b == "-" else b, int(c), float(d), e) for a, b, c, d, e in rows)
+    tasks = []
+    for line in table.strip().splitlines():
+        label, name, shots, chance, metric = line.split()
+        tasks.append(Task(label, None if name == "-" else name, int(shots), float(chance), metric))
+    return tuple(tasks)
 
 
 BUNDLES = {"core": _read(_CORE), "gauntlet": _read(_GAUNTLET)}
@@ -100,7 +105,7 @@ CHANCE = {task.name: task.chance for rows in BUNDLES.values() for task in rows i
 
 
 def named(name: str, shots: int | None = None) -> Task:
-    """A task of the harness that was asked for by name, or by the path of its .yaml."""
+    """A task of the harness by its name, or by the path of its .yaml."""
     label = name.rsplit("/", 1)[-1].removesuffix(".yaml")
     return Task(label, name, shots, CHANCE.get(name), None)
 
@@ -112,18 +117,21 @@ def score(task: Task, result: dict) -> dict:
     ----------
     result : the harness's numbers of a task, under "METRIC,FILTER" and "METRIC_stderr,FILTER".
     """
-    numbers = {k: v for k, v in result.items() if "," in k and "_stderr," not in k and isinstance(v, (int, float))}
-    order = [task.metric] if task.metric else [*METRICS, *(k.split(",")[0] for k in numbers)]
-    key = next((k for metric in order for k in numbers if k.split(",")[0] == metric), None)
+    numbers = {}
+    for key, value in result.items():
+        if "," in key and "_stderr," not in key and isinstance(value, (int, float)):
+            numbers[key] = float(value)
+    order = [task.metric] if task.metric else [*METRICS, *(key.split(",")[0] for key in numbers)]
+    key = next((key for metric in order for key in numbers if key.split(",")[0] == metric), None)
     if key is None:
-        raise ValueError(
+        raise UserError(
             f"task {task.label}: the harness gave no {task.metric or 'number'}; it gave {', '.join(result)}"
         )
     metric, kind = key.split(",", 1)
-    value, error = float(numbers[key]), result.get(f"{metric}_stderr,{kind}")
-    error = float(error) if isinstance(error, (int, float)) else None
-    return {"task": task.label, "metric": metric, "score": value, "stderr": error, "chance": task.chance,
-            "centred": centred(value, task.chance)}  # fmt: skip
+    stderr = result.get(f"{metric}_stderr,{kind}")
+    stderr = float(stderr) if isinstance(stderr, (int, float)) else None  # "N/A" where it has none
+    return {"task": task.label, "metric": metric, "score": numbers[key], "stderr": stderr, "chance": task.chance,
+            "centred": centred(numbers[key], task.chance)}  # fmt: skip
 
 
 def centred(value: float, chance: float | None) -> float | None:
@@ -132,12 +140,21 @@ def centred(value: float, chance: float | None) -> float | None:
 
 def mean(bundle: str, rows: list[dict]) -> dict:
     """The mean of a bundle's centred scores, its standard error, and what is missing from it."""
-    all_, held = BUNDLES[bundle], {row["task"]: row for row in rows}
-    there = [held[task.label] for task in all_ if task.label in held]
-    if not there:
-        raise ValueError(f"--tasks {bundle}: none of its tasks could be scored")
-    errors = [row["stderr"] / (1 - row["chance"]) for row in there if row["stderr"] is not None]
-    se = sum(e**2 for e in errors) ** 0.5 / len(there) if len(errors) == len(there) else None
-    return {"task": bundle, "metric": f"mean of {len(there)} of {len(all_)}, centred", "stderr": se, "chance": 0.0,
-            "score": (value := sum(row["centred"] for row in there) / len(there)), "centred": value,
-            "missing": [task.label for task in all_ if task.label not in held]}  # fmt: skip
+    tasks, of_label = BUNDLES[bundle], {row["task"]: row for row in rows}
+    scored = [of_label[task.label] for task in tasks if task.label in of_label]
+    if not scored:
+        raise UserError(f"--tasks {bundle}: none of its tasks could be scored")
+    errors = [row["stderr"] / (1 - row["chance"]) for row in scored if row["stderr"] is not None]
+    stderr = None
+    if len(errors) == len(scored):
+        stderr = sum(error**2 for error in errors) ** 0.5 / len(scored)
+    value = sum(row["centred"] for row in scored) / len(scored)
+    return {
+        "task": bundle,
+        "metric": f"mean of {len(scored)} of {len(tasks)}, centred",
+        "score": value,
+        "stderr": stderr,
+        "chance": 0.0,
+        "centred": value,
+        "missing": [task.label for task in tasks if task.label not in of_label],
+    }

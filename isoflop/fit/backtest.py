@@ -1,6 +1,11 @@
-"""Back-tests: fit the smaller budgets, predict the larger ones."""
+"""
+Back-tests: fit the smaller budgets, predict the larger ones.
 
-from types import SimpleNamespace
+    >>> rows = backtest(table, tol=0.1, delta=1e-3)
+    >>> [row["error_ln"] for row in rows]
+"""
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -8,22 +13,26 @@ from isoflop.fit.envelope import fit_envelope
 from isoflop.fit.isoflop import fit_isoflop, group_budgets
 from isoflop.fit.parametric import fit_parametric
 from isoflop.fit.power_law import fit_power_law
-from isoflop.fit.predict import line_predictor, parametric_predictor
+from isoflop.fit.predictors import line_predictor, parametric_predictor
 from isoflop.laws import cost_of
 
-# ----- back-tests -----
+LOWEST = 3  # budgets that every back-test may fit
+MIN_RUNS = 4  # of a budget
+MIN_FITTED = 6  # runs below it: the law has five parameters
 
 
 def pseudo_budgets(c, tol):
     """Budgets of 4 or more runs, by rising C; where C is scattered, up to 8 bins of equal count; none from under 4."""
-    groups = [g for g in group_budgets(c, tol) if len(g) >= 4]
-    if len(groups) >= 4:
+    groups = [group for group in group_budgets(c, tol) if len(group) >= MIN_RUNS]
+    if len(groups) > LOWEST:
         return groups
     if sum(map(len, groups)) > len(c) / 2:  # a sweep of too few budgets to hold one out
         return []
     order = np.argsort(c, kind="stable")
     count = min(8, len(c) // 5)
-    return [g for g in np.array_split(order, count) if len(g)] if count >= 4 else []
+    if count <= LOWEST:
+        return []
+    return [group for group in np.array_split(order, count) if len(group)]
 
 
 def backtest(table, tol, delta, how="local", near=None):
@@ -32,11 +41,14 @@ def backtest(table, tol, delta, how="local", near=None):
 
     Parameters
     ----------
-    table : object with (R,) arrays n, d, c, loss, and curve
+    table : Table
+        Runs n, d, c, loss, and curve.
     tol : float
         Half-width of a budget in ln C.
     delta : float
         Huber threshold of the parametric refits.
+    how : str
+        Method of fit_isoflop.
     near : ParametricFit, optional
         The fit to all runs, as one more start of every refit.
 
@@ -49,48 +61,60 @@ def backtest(table, tol, delta, how="local", near=None):
         Parametric rows compare the mean of the budget's own runs, the others the budget's least loss.
     """
     rows = []
-    groups = pseudo_budgets(table.c, tol)
-    for i in range(3, len(groups)):
-        held = groups[i]
-        floor = np.log(table.c[held]).min()
-        fitted = np.log(table.c) < min(floor, np.log(table.c[held]).mean() - tol)
-        if fitted.sum() < 6:
-            continue
-        n, d, c, loss = (getattr(table, k)[fitted] for k in ("n", "d", "c", "loss"))
-        hn, hd, hc, hl = (getattr(table, k)[held] for k in ("n", "d", "c", "loss"))
-        cost, at = cost_of(n, d, c), float(np.exp(np.log(hc).mean()))
-        own = fit_isoflop(hn, hd, hc, hl, np.full(len(held), at), 1.0, how, 0)
-        own = next((v for v in own.budgets if v.status == "ok"), None)
-        base = {"flops": at, "flops_fitted": float(c.max()), "log_distance": float(np.log(at / c.max()))}
-        base |= {"n_fit": int(fitted.sum()), "n_runs": len(held), "n_opt_actual": own.n_opt if own else None}
-        p = fit_parametric(n, d, loss, None, delta, 0, n_grid=3, near=near)
-        if p.law is not None:
-            expected = float(np.log(p.law.loss(hn, hd)).mean())
-            error = float(np.mean(np.log(hl)) - expected)
-            se = float(np.hypot(p.ln_loss_se(hn, hd), p.sigma / np.sqrt(len(held))))
-            rows.append(_row("parametric", base, parametric_predictor(p, cost), np.exp(expected), error, se))
-        q = fit_isoflop(n, d, c, loss, None, tol, how, 0)
-        inside = [v for v in q.budgets if v.status == "ok"]
-        power = fit_power_law([v.flops for v in inside], [v.loss for v in inside]) if len(inside) >= 4 else None
-        face = line_predictor("isoflop", q, power)
-        if face and own:
-            expected = float(face.frontier(at)) if face.frontier else None
-            error = float(np.log(own.loss / expected)) if expected else None
-            rows.append(_row("isoflop", base, face, expected, error, None))
+    for held in pseudo_budgets(table.c, tol)[LOWEST:]:
+        ln_c = np.log(table.c[held])
+        fitted = np.log(table.c) < min(ln_c.min(), ln_c.mean() - tol)
+        if fitted.sum() >= MIN_FITTED:
+            rows += _predict_budget(table, held, fitted, tol, delta, how, near)
     return rows + _backtest_envelope(table)
 
 
-def _row(method, base, face, expected, error, se):
-    """One line of the back-test table."""
-    out = {"method": method, **base, "predicted": None, "actual": None, "error_nats": None, "error_ln": error}
-    out |= {"se_ln": se, "equivalent_compute": None, "n_opt": float(face.optimum(base["flops"])[0])}
+def _predict_budget(table, held, fitted, tol, delta, how, near):
+    """Back-test rows of one budget: its runs `held` (indices), predicted from the runs `fitted` (mask)."""
+    n, d, c, loss = table.n[fitted], table.d[fitted], table.c[fitted], table.loss[fitted]
+    held_n, held_d, held_c, held_loss = table.n[held], table.d[held], table.c[held], table.loss[held]
+    at = float(np.exp(np.log(held_c).mean()))
+    alone = "local" if how == "pooled" else how  # one budget has nothing to be pooled with
+    own = fit_isoflop(held_n, held_d, held_c, held_loss, np.full(len(held), at), 1.0, alone, 0)
+    own = next((budget for budget in own.budgets if budget.status == "ok"), None)
+    base = {"flops": at, "flops_fitted": float(c.max()), "log_distance": float(np.log(at / c.max()))}
+    base |= {"n_fit": int(fitted.sum()), "n_runs": len(held), "n_opt_actual": own.n_opt if own else None}
+    rows = []
+
+    parametric = fit_parametric(n, d, loss, None, delta, 0, n_grid=3, near=near)
+    if parametric.law is not None:
+        predictor = parametric_predictor(parametric, cost_of(n, d, c))
+        expected = float(np.log(parametric.law.loss(held_n, held_d)).mean())
+        error = float(np.mean(np.log(held_loss)) - expected)
+        se = float(np.hypot(parametric.ln_loss_se(held_n, held_d), parametric.sigma / np.sqrt(len(held))))
+        rows.append(_row(predictor, base, np.exp(expected), error, se))
+
+    isoflop = fit_isoflop(n, d, c, loss, None, tol, how, 0)
+    inside = [budget for budget in isoflop.budgets if budget.status == "ok"]
+    power = None
+    if len(inside) >= 4:
+        power = fit_power_law([budget.flops for budget in inside], [budget.loss for budget in inside])
+    predictor = line_predictor("isoflop", isoflop, power)
+    if predictor is not None and own is not None:
+        expected = error = None
+        if predictor.has_least_loss:
+            expected = float(predictor.least_loss(at))
+            error = float(np.log(own.loss / expected))
+        rows.append(_row(predictor, base, expected, error))
+    return rows
+
+
+def _row(predictor, base, expected, error, se=None):
+    """One back-test: what the predictor expected, and the error of ln L; both None for one that predicts no loss."""
+    row = {"method": predictor.name, **base, "predicted": None, "actual": None, "error_nats": None, "error_ln": error}
+    row |= {"se_ln": se, "equivalent_compute": None, "n_opt": float(predictor.optimum(base["flops"])[0])}
     if error is not None:
         actual = float(expected * np.exp(error))
-        at_optimum = float(face.frontier(base["flops"])) * np.exp(error)
-        ratio = float(face.compute_for(at_optimum)) / base["flops"]
-        out |= {"predicted": float(expected), "actual": actual, "error_nats": actual - float(expected)}
-        out["equivalent_compute"] = ratio if np.isfinite(ratio) else None
-    return out
+        at_optimum = float(predictor.least_loss(base["flops"])) * np.exp(error)
+        ratio = float(predictor.compute_for(at_optimum)) / base["flops"]
+        row |= {"predicted": float(expected), "actual": actual, "error_nats": actual - float(expected)}
+        row["equivalent_compute"] = ratio if np.isfinite(ratio) else None
+    return row
 
 
 def _backtest_envelope(table):
@@ -99,19 +123,22 @@ def _backtest_envelope(table):
         return []
     rows, c = [], table.curve["c"]
     levels = np.exp(np.linspace(np.log(np.quantile(c, 0.4)), np.log(c.max()), 6))
-    top = fit_envelope(table.curve, "hull", True, 0)
+    whole = fit_envelope(table.curve, "hull", True, 0)
     for low, high in zip(levels[:-1], levels[1:], strict=True):
-        keep = c <= low
-        fit = fit_envelope({k: v[keep] for k, v in table.curve.items()}, "hull", False, 0)
-        if fit.a is None or top.a is None or len(fit.points["flops"]) < 4:
+        below = c <= low
+        fit = fit_envelope({key: values[below] for key, values in table.curve.items()}, "hull", False, 0)
+        if fit.a is None or whole.a is None or len(fit.points["flops"]) < 4:
             continue
-        face = line_predictor("envelope", fit, fit_power_law(fit.points["flops"], fit.points["loss"]))
-        x = np.log(top.points["flops"])
-        actual = float(np.exp(np.interp(np.log(high), x, np.log(top.points["loss"]))))
+        predictor = line_predictor("envelope", fit, fit_power_law(fit.points["flops"], fit.points["loss"]))
         base = {"flops": float(high), "flops_fitted": float(low), "log_distance": float(np.log(high / low))}
-        base |= {"n_fit": int(keep.sum()), "n_runs": 1, "n_opt_actual": None}
-        expected = float(face.frontier(high)) if face.frontier else None
-        rows.append(_row("envelope", base, face, expected, expected and float(np.log(actual / expected)), None))
+        base |= {"n_fit": int(below.sum()), "n_runs": 1, "n_opt_actual": None}
+        expected = error = None
+        if predictor.has_least_loss:
+            ln_c = np.log(whole.points["flops"])
+            actual = float(np.exp(np.interp(np.log(high), ln_c, np.log(whole.points["loss"]))))
+            expected = float(predictor.least_loss(high))
+            error = float(np.log(actual / expected))
+        rows.append(_row(predictor, base, expected, error))
     return rows
 
 
@@ -123,16 +150,21 @@ def conventions(table, tol, delta, how):
     spent = table.c / (6.0 * table.d)
     if not any(np.allclose(n, spent, rtol=1e-6) for n in columns.values()):
         columns["flops / 6D"] = spent
-    out = []
+    rows = []
     for name, n in columns.items():
         fit = fit_parametric(n, table.d, table.loss, None, delta, 0, n_grid=6)
         row = {"n": name, "default": name == table.info["n_convention"], "status": "ok" if fit.law else "refused"}
-        if fit.law:
+        if fit.law is not None:
             a, b = fit.law.exponents(cost_of(n, table.d, table.c))
-            part = SimpleNamespace(n=n, d=table.d, c=table.c, loss=table.loss, curve={})
-            tests = backtest(part, tol, delta, how, fit)
-            errors = [r["error_ln"] for r in tests if r["method"] == "parametric"]
+            tests = backtest(replace(table, n=n, curve={}), tol, delta, how, fit)
+            errors = [test["error_ln"] for test in tests if test["method"] == "parametric"]
             row |= {**fit.law.params, "a": a, "b": b, "objective": fit.objective, "n_tests": len(errors)}
             row["backtest_rms_ln"] = float(np.sqrt(np.mean(np.square(errors)))) if errors else None
-        out.append(row)
-    return sorted(out, key=lambda r: (r.get("backtest_rms_ln") is None, r.get("backtest_rms_ln") or 0.0))
+        rows.append(row)
+    return sorted(rows, key=_by_error)
+
+
+def _by_error(row):
+    """Sorts rows by their error; those without one come last."""
+    error = row.get("backtest_rms_ln")
+    return np.inf if error is None else error

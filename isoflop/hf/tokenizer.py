@@ -5,30 +5,34 @@ a data folder was made with a tokenizer.json of theirs, {name, hf, eot, n_vocab}
 """
 
 import base64
-import json
 import re
 from pathlib import Path
 
-from isoflop.data.bpe import PATTERN
-from isoflop.data.errors import EOT
+from isoflop.data.bpe import EOT, PATTERN
 from isoflop.data.hf_tokenizer import ENDS
-from isoflop.train import run_dir
+from isoflop.files import read_json, write_json
+from isoflop.options import UserError
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 
 
 def characters() -> list[str]:
     """The character that stands for each byte: itself where it is printable, else the next one from chr(256) on."""
-    plain = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
-    rest = {b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in plain)}
-    return [chr(b) if b in plain else rest[b] for b in range(256)]
+    spelled, substitutes = [], 0
+    for byte in range(256):
+        if chr(byte).isprintable() and chr(byte) != " ":
+            spelled.append(chr(byte))
+        else:
+            spelled.append(chr(256 + substitutes))
+            substitutes += 1
+    return spelled
 
 
 def read_spec(path: Path) -> dict:
-    """Our tokenizer.json as it stands; ValueError where it is not one."""
-    spec = run_dir.read_json(path)
+    """Our tokenizer.json as it stands; UserError where it is not one."""
+    spec = read_json(path)
     if not isinstance(spec, dict) or not ({"pattern", "tokens"} <= spec.keys() or {"hf", "eot"} <= spec.keys()):
-        raise ValueError(f"{path} is not a tokenizer.json of data.py's")
+        raise UserError(f"{path} is not a tokenizer.json of data.py; name another folder with --tokenizer_dir")
     return spec
 
 
@@ -56,15 +60,20 @@ def to_hf(spec: dict) -> dict:
     tokens = [None if t is None else base64.b64decode(t) for t in spec["tokens"]]
     ids = {token: i for i, token in enumerate(tokens) if token is not None}
     spelled = {token: "".join(character[b] for b in token) for token in ids}
-    merges = [
-        f"{spelled[token[:cut]]} {spelled[token[cut:]]}"
-        for token in sorted(ids, key=ids.get)
-        for cut in range(1, len(token))
-        if token[:cut] in ids and token[cut:] in ids
-    ]
+    merges = []
+    for token in sorted(ids, key=ids.get):
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in ids and right in ids:
+                merges.append(f"{spelled[left]} {spelled[right]}")
     cut_words = BYTE_LEVEL | {"use_regex": True}  # GPT-2's rule is ByteLevel's own
     if spec["pattern"] != PATTERN:
-        split = {"type": "Split", "pattern": {"Regex": plain(spec["pattern"])}, "behavior": "Isolated", "invert": False}
+        split = {
+            "type": "Split",
+            "pattern": {"Regex": without_possessive(spec["pattern"])},
+            "behavior": "Isolated",
+            "invert": False,
+        }
         cut_words = {"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL | {"use_regex": False}]}
     end = {"id": eot_of(spec), "content": EOT, "single_word": False, "lstrip": False, "rstrip": False}
     return {
@@ -91,7 +100,7 @@ def to_hf(spec: dict) -> dict:
     }
 
 
-def plain(pattern: str) -> str:
+def without_possessive(pattern: str) -> str:
     """A pattern without possessive {1,3}+, which to Oniguruma, theirs, means one or more times {1,3}."""
     return re.sub(r"(\{\d+,\d*\})\+", r"\1", pattern)
 
@@ -109,55 +118,74 @@ def write(spec: dict, out: Path, block_size: int):
         "eos_token": end,
         "isoflop_name": spec.get("name"),
     }
-    (out / "tokenizer.json").write_text(json.dumps(hf, ensure_ascii=False), "utf-8")
-    (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2), "utf-8")
+    write_json(out / "tokenizer.json", hf, indent=None, ensure_ascii=False)
+    write_json(out / "tokenizer_config.json", config)
 
 
 # ----- from Hugging Face --------------------------------------------------------------------------------------------
 
 
 def from_folder(folder: Path) -> tuple[dict | None, str]:
-    """Our tokenizer.json for the tokenizer of a folder of theirs, and in words what is missing, if anything."""
+    """(our tokenizer.json for the tokenizer of a folder of theirs, what is missing); None where it can't be used."""
+    config, name = folder / "tokenizer_config.json", None
+    if config.exists():
+        settings = read_json(config)
+        if isinstance(settings, dict):
+            name = settings.get("isoflop_name")
     whole, vocab = folder / "tokenizer.json", folder / "vocab.json"
-    config = run_dir.read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
-    name = (config.get("isoflop_name") if isinstance(config, dict) else None) or folder.resolve().name
     if whole.exists():
-        hf = run_dir.read_json(whole)
+        hf = read_json(whole)
         if not isinstance(hf, dict) or not isinstance(hf.get("model"), dict):
-            raise ValueError(f"{whole} is not a tokenizer.json of Hugging Face's")
+            raise UserError(f"{whole} is not a tokenizer.json of Hugging Face's")
     elif vocab.exists():  # GPT-2's first files; its merges are in the order of its ids
-        hf = {"model": {"type": "BPE", "vocab": run_dir.read_json(vocab)}, "pre_tokenizer": BYTE_LEVEL}
+        hf = {"model": {"type": "BPE", "vocab": read_json(vocab)}, "pre_tokenizer": BYTE_LEVEL}
     else:
-        return None, "it has no tokenizer.json: name a data folder with --data_dir to sample from it"
+        return None, "it has no tokenizer.json: sample.py needs --tokenizer_dir"
+    name = name or folder.resolve().name
     own = own_spec(hf, name)
     if own is not None:
         return own, ""
-    specials = {token["content"]: token["id"] for token in hf.get("added_tokens") or [] if token.get("special")}
+    specials = {}
+    for token in hf.get("added_tokens") or []:
+        if token.get("special"):
+            specials[token["content"]] = token["id"]
     eot = next((specials[text] for text in ENDS if text in specials), None)
-    listed = hf["model"].get("vocab") or {}
-    most = max(len(listed), 1 + max(specials.values(), default=-1))
     if eot is None:
         return None, "its tokenizer has no end-of-text token that is known here"
-    return {"name": name, "hf": hf, "eot": eot, "n_vocab": most}, "its tokenizer needs the tokenizers package"
+    n_vocab = max(len(hf["model"].get("vocab") or {}), 1 + max(specials.values()))
+    return {"name": name, "hf": hf, "eot": eot, "n_vocab": n_vocab}, "its tokenizer needs the tokenizers package"
 
 
 def own_spec(hf: dict, name: str) -> dict | None:
     """{name, pattern, tokens} for a byte-level BPE whose one special id, the last, ends a text; else None."""
-    model, cut = hf["model"], hf.get("pre_tokenizer") or {}
-    pattern = PATTERN if cut.get("type") == "ByteLevel" and cut.get("use_regex", True) else None
-    if cut.get("type") == "Sequence" and [p.get("type") for p in cut["pretokenizers"]] == ["Split", "ByteLevel"]:
-        pattern = cut["pretokenizers"][0].get("pattern", {}).get("Regex")
-    vocab = model.get("vocab")
-    if model.get("type", "BPE") != "BPE" or pattern is None or cut.get("add_prefix_space") or hf.get("normalizer"):
+    model, pattern, vocab = hf["model"], pattern_of(hf), hf["model"].get("vocab")
+    if model.get("type", "BPE") != "BPE" or model.get("byte_fallback") or not isinstance(vocab, dict):
         return None
-    if not isinstance(vocab, dict) or model.get("byte_fallback"):
+    if pattern is None or hf.get("normalizer"):
         return None
-    added = [(token["content"], token["id"]) for token in hf.get("added_tokens") or []]
+    if not all(isinstance(i, int) for i in vocab.values()):
+        raise UserError("its tokenizer.json has ids that are not whole numbers")
     words = {word: i for word, i in vocab.items() if word != EOT}
-    if any(pair != (EOT, len(words)) for pair in added) or vocab.get(EOT, len(words)) != len(words):
+    for token in hf.get("added_tokens") or []:
+        if (token["content"], token["id"]) != (EOT, len(words)):
+            return None
+    if vocab.get(EOT, len(words)) != len(words) or sorted(words.values()) != list(range(len(words))):
         return None
-    byte = {c: b for b, c in enumerate(characters())}
-    if sorted(words.values()) != list(range(len(words))) or not all(c in byte for word in words for c in word):
+    byte_of, tokens = {character: byte for byte, character in enumerate(characters())}, []
+    for word in sorted(words, key=words.get):
+        if not all(character in byte_of for character in word):
+            return None
+        tokens.append(base64.b64encode(bytes(byte_of[character] for character in word)).decode())
+    return {"name": name, "pattern": pattern, "tokens": tokens}
+
+
+def pattern_of(hf: dict) -> str | None:
+    """The pattern by which a byte-level tokenizer cuts words; None where it is another kind."""
+    cut = hf.get("pre_tokenizer") or {}
+    if cut.get("add_prefix_space"):
         return None
-    tokens = [bytes(byte[c] for c in word) for word in sorted(words, key=words.get)]
-    return {"name": name, "pattern": pattern, "tokens": [base64.b64encode(token).decode() for token in tokens]}
+    if cut.get("type") == "ByteLevel" and cut.get("use_regex", True):
+        return PATTERN
+    if cut.get("type") == "Sequence" and [part.get("type") for part in cut["pretokenizers"]] == ["Split", "ByteLevel"]:
+        return cut["pretokenizers"][0].get("pattern", {}).get("Regex")
+    return None

@@ -8,16 +8,14 @@ import torch.nn.functional as F
 
 from isoflop.device import fused
 from isoflop.kernels.cross_entropy import LOG2E, in_range
-from isoflop.kernels.elementwise import full_turn, inverse_rms, norm_backward, plain_norm, rotate, turn
-
-# ----- attention -----
+from isoflop.kernels.elementwise import full_angles, inverse_rms, norm_backward, plain_norm, rotate, rotate_with
 
 
 def self_attention(heads, n_head: int, rotary=None, eps=None):
     """Attention over what one product has made of x: heads (B, T, nh + 2 nkv, hs), queries, keys, values -> (B, T, C).
 
     Causal, the scores over sqrt(hs); each key head serves nh / nkv query heads in a row (grouped queries, Ainslie et
-    al. 2023, arXiv:2305.13245). Queries and keys are normalised where eps is given, and turned where rotary is: (cos,
+    al. 2023, arXiv:2305.13245). Queries and keys are normalized where eps is given, and rotated where rotary is: (cos,
     sin), (T, hs / 2) each.
     """
     if fused(heads):
@@ -42,7 +40,7 @@ class SelfAttention(torch.autograd.Function):
     """Batched products and exponentials in place. At these sizes torch's blocked CPU kernel costs more than it saves.
 
     Heads come first in memory, (nh + 2 nkv, B, T, hs), so that queries, keys and values are slices for the batched
-    products, and their gradients too: one copy in, one out. They are normalised and turned there, too.
+    products, and their gradients too: one copy in, one out. They are normalized and rotated there, too.
     """
 
     @staticmethod
@@ -50,18 +48,18 @@ class SelfAttention(torch.autograd.Function):
         B, T, H, hs = heads.shape
         ctx.sizes = sizes = (n_head, (H - n_head) // 2, (H - n_head) // 2)
         packed = heads.permute(2, 0, 1, 3).contiguous()
-        qk, turned = packed[: -sizes[2]], []
+        qk, for_backward = packed[: -sizes[2]], []
         if eps is not None:
             scale = inverse_rms(qk, eps)
             qk *= scale
-            turned = [qk.clone() if cos is not None else qk, scale]
+            for_backward = [qk.clone() if cos is not None else qk, scale]
         if cos is not None:
-            turned += full_turn(cos, sin)
-            qk.copy_(turn(qk, *turned[-2:]))
+            for_backward += full_angles(cos, sin)
+            qk.copy_(rotate_with(qk, *for_backward[-2:]))
         ctx.normed, ctx.rotated = eps is not None, cos is not None
-        q, k, v = (a.view(-1, T, hs) for a in spread(packed, sizes))
+        q, k, v = (a.view(-1, T, hs) for a in expand_kv(packed, sizes))
         y, kept = attend(q, k, v)
-        ctx.save_for_backward(packed, y, *turned, *kept)
+        ctx.save_for_backward(packed, y, *for_backward, *kept)
         return y.view(n_head, B, T, hs).permute(1, 2, 0, 3).reshape(B, T, n_head * hs)
 
     @staticmethod
@@ -71,7 +69,7 @@ class SelfAttention(torch.autograd.Function):
         dy = dy.view(B, T, sizes[0], hs).permute(2, 0, 1, 3).contiguous().view(-1, T, hs)
         normed, kept = kept[: 2 * ctx.normed], kept[2 * ctx.normed :]
         angles, kept = kept[: 2 * ctx.rotated], kept[2 * ctx.rotated :]
-        q, k, v = (a.view(-1, T, hs) for a in spread(packed, sizes))
+        q, k, v = (a.view(-1, T, hs) for a in expand_kv(packed, sizes))
         grad = torch.empty_like(packed)
         if sizes[0] == sizes[1]:
             attend_backward(dy, q, k, v, y, kept, *(a.view(-1, T, hs) for a in grad.split(sizes)))
@@ -82,13 +80,13 @@ class SelfAttention(torch.autograd.Function):
                 torch.sum(full.view(len(part), -1, B, T, hs), 1, out=part)
         dqk = grad[: -sizes[2]]
         if angles:
-            dqk.copy_(turn(dqk, *angles, back=True))
+            dqk.copy_(rotate_with(dqk, *angles, back=True))
         if normed:
             dqk.copy_(norm_backward(dqk, *normed))
         return grad.permute(1, 2, 0, 3).contiguous(), None, None, None, None
 
 
-def spread(packed, sizes):
+def expand_kv(packed, sizes):
     """Queries, keys, values; keys and values once for each query head that they serve."""
     q, k, v = packed.split(sizes)
     group = sizes[0] // sizes[1]
@@ -110,7 +108,7 @@ def attend(q, k, v):
         if in_range(s):
             p *= s.reciprocal_()
         else:
-            torch.baddbmm(future(first, last, q.dtype), qb, kb, alpha=hs**-0.5, out=p)
+            torch.baddbmm(causal_mask(first, last, q.dtype), qb, kb, alpha=hs**-0.5, out=p)
             torch._softmax(p, -1, False, out=p)
         torch.bmm(p, v[:, :last], out=y[:, first:last])
         kept.append(p)
@@ -134,7 +132,7 @@ def attend_backward(dy, q, k, v, y, kept, dq, dk, dv):
 
 
 @functools.lru_cache(64)
-def future(first: int, last: int, dtype: torch.dtype):
+def causal_mask(first: int, last: int, dtype: torch.dtype):
     """(last - first, last): -inf where a key lies after its query, 0 elsewhere; queries first .. last - 1."""
     return torch.full((last - first, last), -math.inf, dtype=dtype).triu_(first + 1)
 

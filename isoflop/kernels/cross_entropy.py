@@ -5,8 +5,6 @@ import math
 import torch
 import torch.nn.functional as F
 
-# ----- the last product and the loss -----
-
 
 def head_loss(x, weight, targets, reduction="mean", softcap=None, z_loss=0.0):
     """Cross-entropy of x @ weight.T, in nats: the mean (float32), or with reduction="none" one number per target.

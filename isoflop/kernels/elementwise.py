@@ -1,11 +1,9 @@
-"""Normalisation, rotary positions and activations: fused CPU versions beside their plain references."""
+"""Normalization, rotary positions and activations: fused CPU versions beside their plain references."""
 
 import torch
 import torch.nn.functional as F
 
 from isoflop.device import fused
-
-# ----- between the products -----
 
 NORM_EPS = 1e-6  # a tiny x is not blown up; the same in every type, unlike F.rms_norm's default, which is 0.008 in bf16
 
@@ -39,10 +37,6 @@ class Norm(torch.autograd.Function):
 
 def layer_norm(x, gain, bias=None, eps=1e-5):
     """(x - mean) / sqrt(variance + eps) along the last dimension, times gain (C,), plus bias (C,)."""
-    return plain_layer_norm(x, gain, bias, eps)
-
-
-def plain_layer_norm(x, gain, bias=None, eps=1e-5):
     return F.layer_norm(x, (x.size(-1),), gain, bias, eps)
 
 
@@ -58,7 +52,7 @@ def norm_backward(dy, y, scale):
 
 
 def rotate(x, cos, sin):
-    """Each pair (x1, x2), one from each half of the last dimension, turned by its position's angle.
+    """Each pair (x1, x2), one from each half of the last dimension, rotated by the angle of its position.
 
     x (..., T, hs); cos, sin (T, hs / 2).
     """
@@ -71,13 +65,13 @@ def norm_rotate(x, cos, sin, eps=NORM_EPS):
     return rotate(plain_norm(x, eps=eps), cos, sin)
 
 
-def full_turn(cos, sin):
+def full_angles(cos, sin):
     """(T, hs / 2) -> (T, hs): rotate() as y cos + swap(y) sin, with the halves of y swapped."""
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
-def turn(y, cos, sin, back=False):
-    """The way back turns by the opposite angle."""
+def rotate_with(y, cos, sin, back=False):
+    """rotate() with full_angles(); back=True rotates by the opposite angle, for gradients."""
     return (y * cos).addcmul_(y.roll(y.size(-1) // 2, -1), sin, value=-1 if back else 1)
 
 

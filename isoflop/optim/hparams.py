@@ -29,6 +29,13 @@ EMBEDDING_LR_MULT = 8.0
 NORMAL_LR = 2.6e-3
 NORMAL_LR_WIDTH = 64
 
+# The largest rate that a rule may give: so many times `default`'s own at that width, before the batch's root. In our
+# scan losses are a little worse at 4 times and break at 8 to 16 (LOG.md has the table). Published rules may also give
+# the largest best rate of the runs behind any of them: 2^-7, of Step Law's 2.1e8 parameters at 1e11 tokens (its
+# data/dense_lr_bs_loss.csv).
+MOST_LR_FACTOR = 4.0
+MOST_PUBLISHED_LR = 2**-7
+
 WARMUP_FRAC = 0.05
 MOST_WARMUP = 0.2  # published warm-ups count steps of long runs: no rule spends more of a short one than this
 
@@ -43,9 +50,11 @@ def batch_rule(tokens: float) -> float:
     return 0.58 * tokens**0.571
 
 
-def lr_rule(n_embd: int, tokens_per_step: float, tokens: float) -> float:
-    """Peak learning rate of the hidden matrices: LR x LR_WIDTH / n_embd, by sqrt of the batch against the rule's."""
-    return LR * (LR_WIDTH / n_embd) * math.sqrt(tokens_per_step / batch_rule(tokens))
+def width_lr(cfg: ModelConfig) -> float:
+    """Peak learning rate of the hidden matrices at the batch of batch_rule(): LR x LR_WIDTH / n_embd."""
+    if cfg.init == "normal":
+        return NORMAL_LR * (NORMAL_LR_WIDTH / cfg.n_embd) ** 0.75
+    return LR * (LR_WIDTH / cfg.n_embd)
 
 
 # ----- rules by name -----
@@ -63,6 +72,7 @@ class HParams:
     source: str
     measured: str  # the runs behind the rule
     outside: list[str]  # one line for each quantity that lies outside them
+    cut: str = ""  # where the rate was above most_lr(): a line that says so
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,20 @@ def hparams(name: str, cfg: ModelConfig, tokens: float, tokens_per_step: float |
         if far := how_far(value, low, high):
             span = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
             outside.append(f"{what} {value:.3g} is {far} what it was measured on, {span}")
-    return HParams(*rule.values(cfg, tokens, tokens_per_step), rule.source, rule.measured, outside)
+    lr, *others = rule.values(cfg, tokens, tokens_per_step)
+    most, cut = most_lr(name, cfg), ""
+    if lr > most:
+        cut = f"its rate {lr:.3g} is cut to {most:.3g}, the most that a rule may give at width {cfg.n_embd}; --lr may"
+        lr = most
+    return HParams(lr, *others, rule.source, rule.measured, outside, cut)
+
+
+def most_lr(name: str, cfg: ModelConfig) -> float:
+    """The largest peak rate that rule `name` may give; see MOST_LR_FACTOR."""
+    most = MOST_LR_FACTOR * width_lr(cfg)
+    if name in ("default", "mup"):
+        return most
+    return max(most, MOST_PUBLISHED_LR)
 
 
 def how_far(value: float, low: float, high: float) -> str:
@@ -145,9 +168,7 @@ def warmup(steps: float, tokens: float, tokens_per_step: float) -> float:
 
 def default(cfg, tokens, batch):
     batch = batch or batch_rule(tokens)
-    lr = lr_rule(cfg.n_embd, batch, tokens)
-    if cfg.init == "normal":
-        lr = NORMAL_LR * (NORMAL_LR_WIDTH / cfg.n_embd) ** 0.75 * math.sqrt(batch / batch_rule(tokens))
+    lr = width_lr(cfg) * math.sqrt(batch / batch_rule(tokens))
     return lr, batch, 0.1, 0.95, WARMUP_FRAC
 
 

@@ -1,13 +1,10 @@
-"""Muon for the hidden matrices over the flat buffers of adamw.py, and build(), which picks the optimizer."""
+"""Muon for the hidden matrices, over the flat buffers of adamw.py."""
 
 import math
 
 import torch
 
-from isoflop.device import weights_dtype
 from isoflop.optim.adamw import FlatAdamW
-
-# ----- Muon -----
 
 
 class FlatMuon(FlatAdamW):
@@ -56,13 +53,3 @@ def orthogonal(x, steps: int = 5, coefficients=(3.4445, -4.7750, 2.0315), eps: f
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
-
-
-def build(model, plan, grad_clip: float, dtype: str, device: str, world_size: int = 1, zero1: bool = False):
-    """The optimizer that `plan` names; dtype is the name of the compute type."""
-    weights = weights_dtype(dtype, device)
-    common = (model, plan.weight_decay, plan.beta2, grad_clip, weights, world_size)
-    options = dict(zero1=zero1, pieces=-(-plan.batch_size // plan.micro_batch_size), ema=plan.ema)
-    if plan.optimizer == "muon":
-        return FlatMuon(*common, adjust=plan.muon_adjust, inner=getattr(torch, dtype), **options)
-    return FlatAdamW(*common, **options)

@@ -1,338 +1,279 @@
-"""What should I train? Verdicts, predicted losses, and the search over real architectures. Numpy, no torch.
+"""What a run or a question comes to: verdicts, predicted losses, closed forms of the laws. Numpy, no torch."""
 
-Every answer is a plain dict of numbers, which plan.py prints as text, Markdown or JSON. A law counts parameters in the
-convention that it was fitted with, and is told where it leaves the range of its runs, and by how much.
-"""
-
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from isoflop import laws
 from isoflop.config import ModelConfig
+from isoflop.display import sig
 from isoflop.flops import count_params, flops_per_token, flops_per_token_exact, param_table
-from isoflop.gpus import named
 from isoflop.optim import hparams
-from isoflop.plan.memory import memory as memory_of
-
-# ----- laws, and where they end -----
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """A law as it was asked for: `count` is its key in count_params(), `ranges` what its runs covered."""
-
-    name: str
-    law: object
-    count: str
-    ranges: dict
-
-    def n(self, counts: dict) -> int:
-        return counts[self.count]
-
-    def outside(self, **point) -> list[str]:
-        """One line for each of N, D, C that lies beyond the runs, with the factor."""
-        out = []
-        for what, value in point.items():
-            low, high = self.ranges.get(what, (None, None))
-            for bound, factor, word in ((low, low and low / value, "below"), (high, high and value / high, "above")):
-                if bound and factor > 1.005:
-                    edge = "smallest" if word == "below" else "largest"
-                    out.append(
-                        f"{self.name}: {what} = {value:.4g} is {factor:.3g}x {word} its {edge} run ({bound:.3g})"
-                    )
-        return out
-
-
-def choose(text: str) -> Chosen:
-    """The law of a published name, of 'E=..,A=..', or of a fit.json of fit.py; ValueError says what is wrong."""
-    if not text.endswith(".json"):
-        law = laws.parse_law(text)
-        count = "non_embedding" if law.convention == "non-embedding" else "total"
-        return Chosen(text, law, count, laws.RANGES.get(text, {}))
-    try:
-        with open(text) as f:
-            fit = json.load(f)
-        surface, source = fit["parametric"], fit["input"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--law {text} is no fit.json of fit.py ({error})") from None
-    if "E" not in surface:
-        reason = surface.get("message") or surface.get("reason") or surface.get("status", "none")
-        raise ValueError(f"--law {text} holds no surface ({reason}); fit.py says what the runs lack")
-    law = laws.Law(
-        *(surface[k]["point"] for k in ("E", "A", "B", "alpha", "beta")), source.get("n_convention", ""), text
-    )
-    convention = str(source.get("n_convention", ""))
-    count = next((k for k in ("matmul", "non_embedding") if k in convention), "total")
-    return Chosen("/".join(Path(text).parts[-2:]), law, count, _fitted_range(fit))
-
-
-def _fitted_range(fit: dict) -> dict:
-    """N, D and C that the runs of a fit covered: stated, or what its isoFLOP budgets tell."""
-    stated = fit["input"].get("range")
-    if stated:
-        return {k.upper(): tuple(v) for k, v in stated.items()}
-    budgets = [b["flops"] for b in (fit.get("isoflop") or {}).get("budgets") or []]
-    return {"C": (min(budgets), max(budgets))} if budgets else {}
-
-
-# ----- one configuration -----
+from isoflop.options import UserError
+from isoflop.plan.law import RangedLaw, load_law
+from isoflop.plan.machine import Bill, Machine
+from isoflop.plan.memory import Memory
 
 CHINCHILLA = 20.0  # tokens per parameter: Hoffmann et al. 2022, approaches 1 and 2, with N total
+DEFAULT_VOCAB = 50257  # GPT-2's, for the ln V that no predicted loss may exceed, where no vocabulary is given
+
+SIZES = "n_layer n_embd n_head n_kv_head head_size n_ffn block_size vocab_size activation position norm tied".split()
+RUN = "tokens steps tokens_per_step batch_size tokens_per_param".split()
+
+# ----- one run -----
 
 
-def verdict(n: float, d: float, ratio: float = CHINCHILLA, tokens_per_step: float | None = None) -> dict:
-    """Is n parameters on d tokens enough? Against d = ratio x n, with the steps still to go."""
-    want = ratio * n
-    share = d / want
-    status = next(
-        word
-        for most, word in (
-            (1 / 3, "heavily under-trained"),
-            (0.9, "under-trained"),
-            (1.1, "compute-optimal"),
-            (math.inf, "over-trained"),
-        )
-        if share <= most
-    )
-    out = {"n": n, "tokens": d, "tokens_wanted": want, "ratio": d / n, "share": share, "status": status}
-    out["shortfall"] = max(0.0, want - d)
+@dataclass(frozen=True)
+class Verdict:
+    """N parameters on D tokens against D = 20 N, with the steps still to go where a step's tokens are known."""
+
+    n: float
+    tokens: float
+    tokens_wanted: float
+    ratio: float  # D / N
+    share: float  # tokens / tokens_wanted
+    status: str
+    shortfall: float  # tokens
+    iterations_wanted: int | None = None
+    iterations_needed: int | None = None
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """Everything that is known of a run before it starts; plan.py --json prints these fields."""
+
+    name: str
+    shape: dict  # SIZES of the model
+    parameters: dict[str, int]  # by component, and N in each convention
+    per_layer: dict[str, int]
+    flops: dict[str, float]
+    run: dict[str, float]  # RUN of the plan
+    chinchilla: Verdict
+    loss: dict[str, dict]  # law -> loss (None where the law does not reach), n, convention
+    memory: Memory
+    time: Bill
+    repeated: dict | None
+    warnings: list[str]
+
+
+def verdict(n: float, tokens: float, tokens_per_step: float | None = None) -> Verdict:
+    """Are `tokens` tokens enough for n parameters (total)?"""
+    wanted = CHINCHILLA * n
+    share, shortfall = tokens / wanted, max(0.0, wanted - tokens)
+    if share <= 1 / 3:
+        status = "heavily under-trained"
+    elif share <= 0.9:
+        status = "under-trained"
+    elif share <= 1.1:
+        status = "compute-optimal"
+    else:
+        status = "over-trained"
+    steps = (None, None)
     if tokens_per_step:
-        out["iterations_wanted"] = math.ceil(want / tokens_per_step)
-        out["iterations_needed"] = math.ceil(out["shortfall"] / tokens_per_step)
-    return out
+        steps = math.ceil(wanted / tokens_per_step), math.ceil(shortfall / tokens_per_step)
+    return Verdict(n, tokens, wanted, tokens / n, share, status, shortfall, *steps)
 
 
-ASSUMED_MFU = 0.40  # of a well-tuned run on one node; said beside every time that rests on it
-
-
-@dataclass(frozen=True)
-class Speed:
-    """FLOP/s of the whole machine that exact FLOPs are divided by, and where the figure comes from."""
-
-    flops_per_s: float
-    how: str
-
-    def seconds(self, cfg: ModelConfig, tokens: float) -> float:
-        return flops_per_token_exact(cfg) * tokens / self.flops_per_s
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What it is to be trained on; every field may be unknown."""
-
-    gpu: str | None = None
-    n_gpus: int = 1
-    speed: Speed | None = None
-    price_per_hour: float | None = None  # of one device
-    price_source: str = ""
-    memory: float | None = None  # bytes of one device
-
-    def holds(self, cfg: ModelConfig, rows: int, **kind) -> dict:
-        """costs.memory() of one device, and whether that fits it."""
-        out = memory_of(cfg, rows, n_gpus=self.n_gpus, **kind)
-        if self.memory is not None:
-            out["fits"] = out["peak"] <= self.memory
-            out["fits_zero1"] = self.n_gpus > 1 and out["peak_zero1"] <= self.memory
-        return out
-
-    def bill(self, cfg: ModelConfig, tokens: float) -> dict:
-        """Seconds and dollars, None where the speed or the price is not known."""
-        seconds = self.speed.seconds(cfg, tokens) if self.speed else None
-        money = None
-        if seconds is not None and self.price_per_hour is not None:
-            money = dollars(seconds, self.n_gpus, self.price_per_hour)
-        return {"seconds": seconds, "dollars": money, "gpu_hours": seconds and seconds * self.n_gpus / 3600}
-
-
-def fit_on(cfg: ModelConfig, rows: int, machine: Machine, zero1=False, **kind) -> tuple[int, bool]:
-    """(sequences of a forward pass, whether it takes ZeRO-1): `rows` or the largest power of two that the device holds.
-
-    ZeRO-1 where it is asked for, or where without it not even one sequence fits; one sequence where none does.
-    """
-    sizes = [rows] + [2**k for k in range((rows - 1).bit_length() - 1, -1, -1)]
-    if machine.memory is None:
-        return rows, zero1
-    for key in (["peak"] if not zero1 else []) + (["peak_zero1"] if zero1 or machine.n_gpus > 1 else []):
-        for micro in sizes:
-            if memory_of(cfg, micro, n_gpus=machine.n_gpus, **kind)[key] <= machine.memory:
-                return micro, key == "peak_zero1"
-    return 1, zero1
-
-
-def describe(name, cfg: ModelConfig, plan, micro: int, chosen, machine: Machine, unique=None, **kind) -> dict:
-    """Everything that can be said about one run before it is one, as plain numbers.
+def estimate_run(
+    name: str, cfg: ModelConfig, plan, micro_batch_size: int, ranged_laws: list[RangedLaw], machine: Machine,
+    unique: float | None = None, **settings,
+) -> RunEstimate:  # fmt: skip
+    """All estimates of one run.
 
     Parameters
     ----------
-    plan : the RunPlan of plan.resolve().
-    micro : sequences per forward pass.
-    chosen : laws to predict the loss by.
+    plan : the RunPlan of train.plan.resolve().
     unique : different tokens among plan.tokens; None where nothing repeats.
-    kind : dtype, path and the rest of costs.memory()'s arguments.
+    settings : dtype, path and the further arguments of estimate_memory().
     """
     counts, table = count_params(cfg), param_table(cfg)
-    D = plan.tokens
-    out = {
-        "name": name,
-        "shape": {k: getattr(cfg, k) for k in SHAPE},
-        "parameters": table | counts,
-        "per_layer": {k: table[k] // cfg.n_layer for k in ("attention", "mlp")},
-        "flops": {
+    tokens, worth, repetition = plan.tokens, plan.tokens, None
+    if unique:
+        repetition = repeated(tokens, unique, counts["total"], cfg.vocab_size)
+        worth = repetition["effective_tokens"]
+    losses, warnings = predict(ranged_laws, counts, counts["total"], worth, cfg.vocab_size)
+    rate_notes = []
+    if plan.lr_one_process not in (None, plan.lr):
+        rate_notes.append(
+            f"--batch_size is per process: on {plan.world_size} the peak lr goes from {plan.lr_one_process:.3g} to "
+            f"{plan.lr:.3g}, by the square root; --total_batch_size keeps it"
+        )
+    return RunEstimate(
+        name=name,
+        shape={key: getattr(cfg, key) for key in SIZES},
+        parameters=table | counts,
+        per_layer={key: table[key] // cfg.n_layer for key in ("attention", "mlp")},
+        flops={
             "per_token_6n": flops_per_token(cfg),
             "per_token_exact": flops_per_token_exact(cfg),
             "exact_over_6n": flops_per_token_exact(cfg) / flops_per_token(cfg),
             "run_6nd": plan.flops,
             "run_exact": plan.flops_exact,
         },
-        "run": {k: getattr(plan, k) for k in ("tokens", "steps", "tokens_per_step", "batch_size", "tokens_per_param")},
-        "chinchilla": verdict(counts["total"], D, tokens_per_step=plan.tokens_per_step),
-        "loss": {},
-        "memory": machine.holds(cfg, micro, **kind)
-        | {"micro_batch_size": micro, "dtype": kind["dtype"], "path": kind["path"]},
-        "time": machine.bill(cfg, D),
-        "warnings": list(plan.warnings()),
-    }
-    worth = float(laws.effective_tokens(D, unique)) if unique else D
-    if unique:
-        out["repeated"] = repeated(D, unique, counts["total"])
-    for c in chosen:
-        n = c.n(counts)
-        out["loss"][c.name] = {"loss": float(c.law.loss(n, worth)), "n": n, "convention": c.count}
-        out["warnings"] += c.outside(N=n, D=D, C=plan.flops)
-    return out
+        run={key: getattr(plan, key) for key in RUN},
+        chinchilla=verdict(counts["total"], tokens, plan.tokens_per_step),
+        loss=losses,
+        memory=machine.memory_of(cfg, micro_batch_size, **settings),
+        time=machine.bill(cfg, tokens),
+        repeated=repetition,
+        warnings=[*plan.warnings(), *rate_notes, *warnings],
+    )
 
 
-SHAPE = "n_layer n_embd n_head n_kv_head head_size n_ffn block_size vocab_size activation position norm tied".split()
+def predict(ranged_laws, counts: dict, n: float, tokens: float, vocab_size: int) -> tuple[dict, list[str]]:
+    """({law: {loss, n, convention}}, warnings) of a size and its tokens.
+
+    counts : N by convention, of count_params(); n stands for those that it lacks.
+    """
+    losses, warnings = {}, []
+    for ranged in ranged_laws:
+        size = counts.get(ranged.count, n)
+        loss, unreached = ranged.loss(size, tokens, vocab_size)
+        losses[ranged.name] = {"loss": loss, "n": size, "convention": ranged.count}
+        warnings += ranged.outside(N=size, D=tokens, C=6 * size * tokens) + unreached
+    return losses, warnings
 
 
-def rule_table(cfg: ModelConfig, tokens: float, tokens_per_step: float | None) -> dict:
+def rule_table(cfg: ModelConfig, tokens: float, tokens_per_step: float | None) -> dict[str, dict]:
     """What every named rule says for this run; train.py --hparams NAME uses the same functions."""
-    out = {}
+    table = {}
     for name in hparams.RULES:
-        h = hparams.hparams(name, cfg, tokens, tokens_per_step)
-        own = hparams.hparams(name, cfg, tokens)
-        out[name] = {
-            "lr": h.lr, "batch_of_the_rule": own.tokens_per_step, "weight_decay": h.weight_decay, "beta2": h.beta2,
-            "warmup_frac": h.warmup_frac, "source": h.source, "measured": h.measured, "outside": h.outside,
-        }  # fmt: skip
-    return out
+        rule = hparams.hparams(name, cfg, tokens, tokens_per_step)
+        own_batch = hparams.hparams(name, cfg, tokens).tokens_per_step
+        table[name] = {"lr": rule.lr, "batch_of_the_rule": own_batch}
+        for key in ("weight_decay", "beta2", "warmup_frac", "source", "measured", "outside"):
+            table[name][key] = getattr(rule, key)
+    return table
 
 
 # ----- questions without an architecture -----
 
 
-def best_size(chosen, n: float, machine: Machine) -> dict:
-    """How many tokens for n parameters: the D at whose compute n is the best size."""
-    rows = [("20 N", CHINCHILLA * n, [])]
-    rows.append(("Hoffmann table A3", float(laws.chinchilla_tokens(n)), []))
-    rows += [(c.name, float(c.law.tokens_for(n)), c) for c in chosen]
-    out = {"n": n, "answers": {}, "warnings": []}
-    for name, d, c in rows:
-        if math.isnan(d):
+@dataclass(frozen=True)
+class BestSize:
+    """The best N and D for a compute, by a law."""
+
+    flops: float
+    n: float  # in the convention that the law counts
+    tokens: float
+    ratio: float  # tokens / n
+    loss: float | None  # nats per token; None where the law does not reach
+    warnings: list[str]
+
+
+def best_size(flops: float, law="hoffmann", vocab_size: int = DEFAULT_VOCAB) -> BestSize:
+    """The parameters and tokens of least loss that C = 6ND FLOPs buy (Hoffmann et al. 2022, eq. 4).
+
+    Parameters
+    ----------
+    flops : C of the whole run.
+    law : what load_law() takes: a published name, constants, the path of a fit.json, or the law of a fit.
+    vocab_size : a predicted loss above its logarithm is no prediction, and comes back as None.
+
+    Raises
+    ------
+    UserError : a law that can't be read, or a compute that is no positive finite number.
+
+    Examples
+    --------
+    >>> best = best_size(5.76e23, "hoffmann")  # Chinchilla's budget
+    >>> f"{best.n:.3g} parameters on {best.tokens:.3g} tokens"
+    '3.22e+10 parameters on 2.98e+12 tokens'
+    """
+    if not 0 < flops < math.inf:
+        raise UserError(f"--flop_budget {flops:g} must be a positive finite number")
+    ranged = load_law(law)
+    n, tokens = (float(x) for x in ranged.law.optimum(flops))
+    loss, unreached = ranged.loss(n, tokens, vocab_size)
+    return BestSize(flops, n, tokens, tokens / n, loss, ranged.outside(N=n, D=tokens, C=flops) + unreached)
+
+
+def tokens_for_size(ranged_laws, n: float, machine: Machine, vocab_size: int) -> dict:
+    """How many tokens for n parameters: the D at whose compute n is the best size, by each law and two rules."""
+    rows = [("20 N", CHINCHILLA * n, None), ("Hoffmann table A3", float(laws.chinchilla_tokens(n)), None)]
+    for ranged in ranged_laws:
+        rows.append((ranged.name, float(ranged.law.tokens_for(n)), ranged))
+    answers, warnings = {}, []
+    for name, tokens, ranged in rows:
+        if math.isnan(tokens):
             low, high = laws.CHINCHILLA_TABLE[0][0], laws.CHINCHILLA_TABLE[-1][0]
-            out["warnings"].append(f"{name} ends at {low:.3g} and {high:.3g} parameters")
+            warnings.append(f"{name} ends at {low:.3g} and {high:.3g} parameters")
             continue
-        row = {"tokens": d, "ratio": d / n, "flops": 6 * n * d, "loss": float(c.law.loss(n, d)) if c else None}
-        row["seconds"] = 6 * n * d / machine.speed.flops_per_s if machine.speed else None
-        out["answers"][name] = row
-        if c:
-            out["warnings"] += c.outside(N=n, D=d, C=6 * n * d)
-    return out
+        flops, loss, seconds = 6 * n * tokens, None, None
+        if ranged is not None:
+            loss, unreached = ranged.loss(n, tokens, vocab_size)
+            warnings += ranged.outside(N=n, D=tokens, C=flops) + unreached
+        if machine.speed:
+            seconds = flops / machine.speed.flops_per_s
+        answers[name] = {"tokens": tokens, "ratio": tokens / n, "flops": flops, "loss": loss, "seconds": seconds}
+    return {"n": n, "answers": answers, "warnings": warnings}
 
 
-def repeated(tokens: float, unique: float, n: float | None = None) -> dict:
-    """What `tokens` tokens of which `unique` are different are worth; with n parameters also the loss."""
+def repeated(tokens: float, unique: float, n: float | None, vocab_size: int) -> dict:
+    """What `tokens` tokens of which `unique` are different are worth; with n parameters also the loss.
+
+    Muennighoff et al. 2023, arXiv:2305.16264. A loss above ln V is None.
+    """
     unique = min(unique, tokens)
-    out = {"tokens": tokens, "unique_tokens": unique, "epochs": tokens / unique}
-    out |= {"effective_tokens": float(laws.effective_tokens(tokens, unique)), "most": unique * (1 + laws.R_D)}
+    out = {
+        "tokens": tokens,
+        "unique_tokens": unique,
+        "epochs": tokens / unique,
+        "effective_tokens": float(laws.effective_tokens(tokens, unique)),
+        "most": unique * (1 + laws.R_D),
+    }
     if n:
-        out["loss"] = float(laws.repeated_loss(n, tokens, unique))
-        out["loss_if_all_new"] = float(laws.PUBLISHED["muennighoff"].loss(n, tokens))
+        losses = laws.repeated_loss(n, tokens, unique), laws.PUBLISHED["muennighoff"].loss(n, tokens)
+        for key, loss in zip(("loss", "loss_if_all_new"), losses, strict=True):
+            out[key] = float(loss) if loss <= math.log(vocab_size) else None
     return out
 
 
-def for_loss(chosen, loss: float, machine: Machine) -> dict:
-    """How much compute reaches `loss` at best: C, N and D on each law's own frontier."""
-    out = {"loss": loss, "answers": {}, "warnings": []}
-    for c in chosen:
-        flops = float(c.law.compute_for(loss).reshape(-1)[0]) if hasattr(c.law, "compute_for") else math.inf
-        if not math.isfinite(flops):
-            out["warnings"].append(f"{c.name}: no model reaches {loss:g}; its floor is E = {c.law.E:.4g} nats a token")
+def compute_for_loss(ranged_laws, loss: float, machine: Machine, vocab_size: int) -> dict:
+    """The least compute that reaches `loss`, with its N and D, by each law."""
+    if loss > math.log(vocab_size):
+        raise UserError(
+            f"--target_loss {loss:g} is above ln V = {math.log(vocab_size):.2f}, the loss of a uniform guess among "
+            f"{vocab_size:,} tokens; give a smaller loss, or --vocab_size"
+        )
+    answers, warnings = {}, []
+    for ranged in ranged_laws:
+        flops = float(ranged.law.compute_for(loss).reshape(-1)[0])
+        reached = math.isfinite(flops) and math.isclose(float(ranged.law.frontier_loss(flops)), loss, rel_tol=1e-3)
+        if not reached:
+            floor = getattr(ranged.law, "E", 0.0)
+            warnings.append(f"{ranged.name}: no model reaches {loss:g}; its floor is E = {sig(floor)} nats a token")
             continue
-        n, d = (float(x) for x in c.law.optimum(flops))
+        best = best_size(flops, ranged, vocab_size)
         seconds = flops / machine.speed.flops_per_s if machine.speed else None
-        out["answers"][c.name] = {"flops": flops, "n": n, "tokens": d, "ratio": d / n, "seconds": seconds}
-        out["warnings"] += c.outside(N=n, D=d, C=flops)
-    if not out["answers"]:
-        raise ValueError(f"--target_loss {loss:g}: " + "; ".join(out["warnings"]))
-    return out
-
-
-def over_lifetime(chosen, loss: dict, inference: float) -> dict:
-    """Over-training on purpose: the least training plus inference compute for a loss, beside the training optimum.
-
-    loss : per law's name, the loss to reach.
-    """
-    out = {"inference_tokens": inference, "answers": {}, "warnings": []}
-    for c in chosen:
-        target = loss[c.name]
-        n0, d0, _ = laws.lifetime_optimum(c.law, target, 0.0)
-        n, d, total = laws.lifetime_optimum(c.law, target, inference)
-        plain = n0 * (6 * d0 + 2 * inference)
-        out["answers"][c.name] = {
-            "loss": target, "n_training_only": n0, "tokens_training_only": d0, "flops_training_only": plain,
-            "n": n, "tokens": d, "ratio": d / n, "flops": total, "saved": 1 - total / plain,
-            "training_flops": 6 * n * d,
+        answers[ranged.name] = {
+            "flops": flops, "n": best.n, "tokens": best.tokens, "ratio": best.ratio, "seconds": seconds
         }  # fmt: skip
-        out["warnings"] += c.outside(N=n, D=d)
-    return out
+        warnings += best.warnings
+    if not answers:
+        raise UserError(f"--target_loss {loss:g}: {'; '.join(warnings)}; raise it")
+    return {"loss": loss, "answers": answers, "warnings": warnings}
 
 
-# ----- time and money -----
+def with_inference(ranged_laws, losses: dict, inference: float) -> dict:
+    """The least training plus inference compute for a loss, beside the training optimum (Sardana et al. 2023).
 
-
-def speed(gpu: str | None, n_gpus: int, mfu: float | None, peak_flops: float | None, measured: str | None):
-    """The Speed that the flags describe, or None where none of them does.
-
-    measured : run.json or runs.csv of finished runs, on as many devices as they ran on: exact FLOPs over seconds.
+    losses : per law's name, the loss to reach; laws without one are left out.
     """
-    if measured:
-        return read_speed(Path(measured), n_gpus)
-    if gpu is None and peak_flops is None:
-        return None
-    peak = peak_flops or named(gpu).peak
-    if mfu is not None and not 0 < mfu <= 1:
-        raise ValueError(f"--mfu {mfu:g} must be above 0 and at most 1, as 0.4")
-    share = mfu or ASSUMED_MFU
-    how = f"{share:.1%} of {n_gpus} x {peak / 1e12:,.1f} TFLOP/s" + (
-        "" if mfu else ", an assumed MFU (--mfu, --measured)"
-    )
-    return Speed(n_gpus * peak * share, how)
-
-
-def read_speed(path: Path, n_gpus: int) -> Speed:
-    """Exact FLOP/s per device of the largest finished run in run.json or runs.csv, times n_gpus."""
-    try:
-        text = path.read_text()
-        if path.suffix == ".csv":
-            import csv
-
-            rows = list(csv.DictReader(text.splitlines()))
-        else:
-            rows = [json.loads(text)]
-        rows = [r for r in rows if r.get("status", "ok") == "ok"]
-        best = max(rows, key=lambda r: float(r["n_params_matmul"]))
-        rate = float(best["flops_exact"]) / float(best["train_s"]) / int(best["world_size"])
-    except (OSError, ValueError, KeyError, ZeroDivisionError) as error:
-        raise ValueError(
-            f"--measured {path} holds no finished run with flops_exact, train_s and world_size ({error}); "
-            "give the run.json or runs.csv that train.py or sweep.py wrote"
-        ) from None
-    return Speed(rate * n_gpus, f"{rate:.3g} FLOP/s a device, measured on {best['device']} (run {best['run_id']})")
-
-
-def dollars(seconds: float, n_gpus: int, price_per_hour: float) -> float:
-    """price_per_hour is one device's."""
-    return seconds / 3600 * n_gpus * price_per_hour
+    answers, warnings = {}, []
+    for ranged in ranged_laws:
+        loss = losses.get(ranged.name)
+        if loss is None:
+            continue
+        n_trained, tokens_trained, _ = laws.lifetime_optimum(ranged.law, loss, 0.0)
+        n, tokens, flops = laws.lifetime_optimum(ranged.law, loss, inference)
+        flops_trained = n_trained * (6 * tokens_trained + 2 * inference)
+        answers[ranged.name] = {
+            "loss": loss, "n_training_only": n_trained, "tokens_training_only": tokens_trained,
+            "flops_training_only": flops_trained, "n": n, "tokens": tokens, "ratio": tokens / n, "flops": flops,
+            "saved": 1 - flops / flops_trained, "training_flops": 6 * n * tokens,
+        }  # fmt: skip
+        warnings += ranged.outside(N=n, D=tokens)
+    if not answers:
+        raise UserError("--inference_tokens needs a loss to reach: --target_loss, --n_params or --flop_budget, "
+                        "where a law reaches; --law names another")  # fmt: skip
+    return {"inference_tokens": inference, "answers": answers, "warnings": warnings}

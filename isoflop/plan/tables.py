@@ -1,355 +1,344 @@
-"""plan.py's answers as tables: text for a terminal of 100 columns, or Markdown.
-
-First what each answer of advise.py shows, as sections; then sections as text. A section is a dict: title, header
-(cells), rows (lists of cells, the first is the label), notes (lines), code (lines to be pasted).
-"""
+"""plan.py's answers as tables: text for a terminal of 100 columns, or Markdown."""
 
 import textwrap
+from dataclasses import dataclass
 
-from isoflop.display import seconds
+from isoflop.display import count, fixed, flops, gb, markdown_table, money, percent, seconds, si, text_table
 
 WIDTH = 100
 
 
-def si(x, digits=4) -> str:
-    """A count that is read at a glance: 1.545B, 524.3k; from a thousand trillions on in powers of ten; None a dash."""
-    if x is None:
-        return "-"
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if size <= abs(x) < 1e15:
-            return f"{x / size:.{digits}g}{unit}" if abs(x) / size < 999.5 else f"{x / size:.0f}{unit}"
-    return f"{x:.{digits}g}"
+@dataclass(frozen=True)
+class Section:
+    """A title, a table (the first cell of a row is its label), notes, and lines of code to paste."""
+
+    title: str
+    rows: tuple | list = ()
+    header: tuple | list | None = None
+    notes: tuple | list = ()
+    code: tuple | list = ()
 
 
-def gb(x) -> str:
-    """Bytes in GB of 1e9, with three digits."""
-    return "-" if x is None else f"{x / 1e9:.3g} GB" if x >= 1e9 else f"{x / 1e6:.3g} MB"
+def text(sections: list[Section]) -> str:
+    return "\n\n".join(_section_text(section) for section in sections)
 
 
-def money(x) -> str:
-    return "-" if x is None else f"${x:,.0f}" if x >= 100 else f"${x:,.2f}"
+def _section_text(section: Section) -> str:
+    lines = [section.title]
+    if section.rows:
+        lines.append(text_table(section.header, section.rows, indent=2, width=WIDTH))
+    for line in section.code:  # never broken: it is to be pasted
+        lines.append(f"  {line}")
+    for note in section.notes:
+        lines += textwrap.wrap(note, WIDTH - 2, initial_indent="  - ", subsequent_indent="    ")
+    return "\n".join(lines)
 
 
-def time(x) -> str:
-    return "-" if x is None else seconds(x)
+def markdown(sections: list[Section]) -> str:
+    blocks = []
+    for section in sections:
+        blocks.append(f"### {section.title}")
+        if section.rows:
+            blocks.append(markdown_table(section.header, section.rows))
+        if section.code:
+            blocks.append("\n".join(["```bash", *section.code, "```"]))
+        if section.notes:
+            blocks.append("\n".join(f"- {note}" for note in section.notes))
+    return "\n\n".join(blocks)
 
 
-# ----- what each answer shows -----
+def _outside(warnings) -> list[str]:
+    return [f"outside: {warning}" for warning in warnings]
 
 
-def of_runs(answers: list[dict], machine) -> list[dict]:
-    """Sections of advise.describe()'s answers, one column each."""
-    header = ["", *(a["name"] for a in answers)]
+# ----- plans of runs: a column for each -----
 
-    def section(title, *rows, notes=()):
-        cells = [[label, *(show(a) for a in answers)] for label, show in rows]
-        return {
-            "title": title,
-            "header": header,
-            "rows": [r for r in cells if set(r[1:]) - {"-"}],
-            "notes": list(notes),
-        }
 
-    def count(x):  # to the last one where there is room
-        return f"{x:,}" if len(answers) < 3 else si(x)
+def of_runs(runs: list, machine) -> list[Section]:
+    """Sections of RunEstimates, side by side."""
+    names, warnings = [run.name for run in runs], []
+    for run in runs:
+        warnings += run.warnings
+    sections = [_model(runs), _parameters(runs), _training(runs)]
+    sections.append(of_verdicts(names, [run.chinchilla for run in runs]))
+    if runs[0].repeated:
+        sections.append(of_repeated(names, [run.repeated for run in runs]))
+    sections.append(of_losses(names, [run.loss for run in runs], warnings))
+    sections.append(_memory(runs, machine))
+    if machine.speed:
+        sections.append(_time(runs, machine))
+    return sections
 
-    def part(name):
-        return lambda a: f"{count(a['parameters'][name])} {a['parameters'][name] / a['parameters']['total']:6.1%}"
+
+def _columns(title: str, names: list[str], items: list, rows, notes=()) -> Section:
+    """A column for each item; rows are (label, function of an item that returns a cell).
+
+    A row of dashes alone is left out, and the header where no item has a name.
+    """
+    lines = []
+    for label, cell_of in rows:
+        cells = [cell_of(item) for item in items]
+        if set(cells) != {"-"}:
+            lines.append([label, *cells])
+    return Section(title, lines, ["", *names] if any(names) else None, notes)
+
+
+def _of_runs(title: str, runs: list, rows, notes=()) -> Section:
+    return _columns(title, [run.name for run in runs], runs, rows, notes)
+
+
+def _model(runs) -> Section:
+    def vocabulary(run):
+        tied = " tied" if run.shape["tied"] else ""
+        return count(run.shape["vocab_size"]) + tied
+
+    rows = [
+        ("layers x width", lambda run: f"{run.shape['n_layer']} x {run.shape['n_embd']}"),
+        ("heads x size", lambda run: f"{run.shape['n_head']} x {run.shape['head_size']}"),
+        ("key-value heads", lambda run: str(run.shape["n_kv_head"])),
+        ("MLP", lambda run: f"{run.shape['n_ffn']} {run.shape['activation']}"),
+        ("context", lambda run: count(run.shape["block_size"])),
+        ("vocabulary", vocabulary),
+    ]
+    return _of_runs("Model", runs, rows)
+
+
+def _parameters(runs) -> Section:
+    exact = count if len(runs) < 3 else si  # to the last one where there is room
+
+    def share_of(name):
+        return lambda run: f"{exact(run.parameters[name])} {run.parameters[name] / run.parameters['total']:6.1%}"
 
     def whole(name):
-        return lambda a: count(a["parameters"][name]) + " " * 7
+        return lambda run: exact(run.parameters[name]) + " " * 7  # above the shares
 
-    tokens = " tokens" if len(answers) < 3 else ""
-    kinds = [k for k in answers[0]["parameters"] if k not in ("total", "non_embedding", "matmul")]
-    kinds = [k for k in kinds if any(a["parameters"][k] for a in answers)]
-    out = [
-        section(
-            "Model",
-            ("layers x width", lambda a: f"{a['shape']['n_layer']} x {a['shape']['n_embd']}"),
-            ("heads x size", lambda a: f"{a['shape']['n_head']} x {a['shape']['head_size']}"),
-            ("key-value heads", lambda a: str(a["shape"]["n_kv_head"])),
-            ("MLP", lambda a: f"{a['shape']['n_ffn']} {a['shape']['activation']}"),
-            ("context", lambda a: f"{a['shape']['block_size']:,}"),
-            ("vocabulary", lambda a: f"{a['shape']['vocab_size']:,}{' tied' if a['shape']['tied'] else ''}"),
-        ),
-        section(
-            "Parameters",
-            *((k, part(k)) for k in kinds),
-            ("total", whole("total")),
-            ("  of it non-embedding", whole("non_embedding")),
-            ("matmul (N of 6ND)", whole("matmul")),
-            ("a layer's attention", lambda a: si(a["per_layer"]["attention"])),
-            ("a layer's MLP", lambda a: si(a["per_layer"]["mlp"])),
-        ),
-        section(
-            "Training",
-            ("tokens (D)", lambda a: si(a["run"]["tokens"])),
-            ("steps", lambda a: f"{a['run']['steps']:,} x {a['run']['tokens_per_step']:,}{tokens}"),
-            ("FLOPs a token, 6N", lambda a: f"{a['flops']['per_token_6n']:.4g}"),
-            ("  with attention", lambda a: f"{a['flops']['per_token_exact']:.4g}"),
-            ("FLOPs, 6ND", lambda a: f"{a['flops']['run_6nd']:.4g}"),
-            ("  with attention", lambda a: f"{a['flops']['run_exact']:.4g}"),
-            ("  over 6ND", lambda a: f"{a['flops']['exact_over_6n']:.3f}"),
-        ),
-        section(
-            "Chinchilla: 20 tokens per parameter, N total",
-            ("N", lambda a: si(a["chinchilla"]["n"])),
-            ("D", lambda a: si(a["chinchilla"]["tokens"])),
-            ("20 N", lambda a: si(a["chinchilla"]["tokens_wanted"], 3)),
-            ("D / N", lambda a: f"{a['chinchilla']['ratio']:.1f}"),
-            ("status", lambda a: a["chinchilla"]["status"]),
-            ("shortfall, tokens", lambda a: si(a["chinchilla"]["shortfall"] or None, 3)),
-            ("steps for 20 N", lambda a: f"{a['chinchilla']['iterations_wanted']:,}"),
-            ("  still needed", lambda a: f"{a['chinchilla']['iterations_needed']:,}"),
-        ),
+    def layer(name):
+        return lambda run: si(run.per_layer[name])
+
+    rows = []
+    for name in runs[0].parameters:
+        if name not in ("total", "non_embedding", "matmul") and any(run.parameters[name] for run in runs):
+            rows.append((name, share_of(name)))
+    rows += [
+        ("total", whole("total")),
+        ("  of it non-embedding", whole("non_embedding")),
+        ("matmul (N of 6ND)", whole("matmul")),
+        ("a layer's attention", layer("attention")),
+        ("a layer's MLP", layer("mlp")),
     ]
-    if "repeated" in answers[0]:
-        out.append(
-            section(
-                "Repeated data (Muennighoff et al. 2023)",
-                ("different tokens", lambda a: si(a["repeated"]["unique_tokens"])),
-                ("epochs", lambda a: f"{a['repeated']['epochs']:.2f}"),
-                ("worth, in new tokens", lambda a: si(a["repeated"]["effective_tokens"])),
-                ("loss by their law", lambda a: f"{a['repeated']['loss']:.3f}"),
-                ("  were all new", lambda a: f"{a['repeated']['loss_if_all_new']:.3f}"),
-            )
-        )
-    conventions = {name: row["convention"] for name, row in answers[0]["loss"].items()}
-    if conventions:
-        rows = [(name, lambda a, name=name: f"{a['loss'][name]['loss']:.3f}") for name in conventions]
-        counted = ", ".join(f"{name} counts N {kind.replace('_', '-')}" for name, kind in conventions.items())
-        warned = list(dict.fromkeys(w for a in answers for w in a["warnings"] if ": N = " in w or ": D = " in w))
-        notes = [counted + "; losses compare within one law, not between texts and tokenizers"]
-        out.append(section("Predicted loss, nats a token", *rows, notes=notes + [f"outside: {w}" for w in warned]))
-    out.append(_memory(answers, machine, section))
-    if machine.speed:
-        notes = [f"speed: {machine.speed.how}"]
-        if machine.price_per_hour is not None:
-            notes.append(f"price: ${machine.price_per_hour:.2f} an hour and device ({machine.price_source})")
-        out.append(
-            section(
-                f"Time and cost on {machine.n_gpus} x {machine.gpu or 'this device'}",
-                ("time", lambda a: time(a["time"]["seconds"])),
-                ("device hours", lambda a: f"{a['time']['gpu_hours']:,.1f}"),
-                ("cost", lambda a: money(a["time"]["dollars"])),
-                notes=notes,
-            )
-        )
-    return out
+    return _of_runs("Parameters", runs, rows)
 
 
-def _memory(answers, machine, section):
-    def row(key):
-        return lambda a: gb(a["memory"][key])
+def _training(runs) -> Section:
+    unit = " tokens" if len(runs) < 3 else ""
 
-    n = machine.n_gpus
+    def of_flops(name):
+        return lambda run: flops(run.flops[name])
+
     rows = [
-        ("sequences per forward pass", lambda a: str(a["memory"]["micro_batch_size"])),
-        ("weights", row("weights")),
-        ("gradients", row("gradients")),
-        ("optimizer", row("optimizer")),
-        (f"  ZeRO-1 over {n}", row("optimizer_zero1")),
-        ("activations", row("activations")),
-        ("  checkpointed", row("activations_checkpointed")),
-        ("logits and head", row("logits")),
-        ("evaluation", row("evaluation")),
-        ("peak", row("peak")),
-        (f"  ZeRO-1 over {n}", row("peak_zero1")),
-        ("  checkpointed", row("peak_checkpointed")),
-        ("  both", row("peak_zero1_checkpointed")),
+        ("tokens (D)", lambda run: si(run.run["tokens"])),
+        ("steps", lambda run: f"{run.run['steps']:,} x {run.run['tokens_per_step']:,}{unit}"),
+        ("FLOPs a token, 6N", of_flops("per_token_6n")),
+        ("  with attention", of_flops("per_token_exact")),
+        ("FLOPs, 6ND", of_flops("run_6nd")),
+        ("  with attention", of_flops("run_exact")),
+        ("  over 6ND", lambda run: fixed(run.flops["exact_over_6n"], 3)),
     ]
-    if n == 1:
-        rows = [r for r in rows if "ZeRO" not in r[0] and r[0] != "  both"]
-    kind = answers[0]["memory"]
+    return _of_runs("Training", runs, rows)
+
+
+def of_verdicts(names: list[str], verdicts: list) -> Section:
+    rows = [
+        ("N", lambda verdict: si(verdict.n)),
+        ("D", lambda verdict: si(verdict.tokens)),
+        ("20 N", lambda verdict: si(verdict.tokens_wanted, 3)),
+        ("D / N", lambda verdict: fixed(verdict.ratio, 1)),
+        ("status", lambda verdict: verdict.status),
+        ("shortfall, tokens", lambda verdict: si(verdict.shortfall or None, 3)),
+        ("steps for 20 N", lambda verdict: count(verdict.iterations_wanted)),
+        ("  still needed", lambda verdict: count(verdict.iterations_needed)),
+    ]
+    return _columns("Chinchilla: 20 tokens per parameter, N total", names, verdicts, rows)
+
+
+def of_repeated(names: list[str], answers: list[dict]) -> Section:
+    rows = [
+        ("tokens", lambda answer: si(answer["tokens"])),
+        ("of them different", lambda answer: si(answer["unique_tokens"])),
+        ("epochs", lambda answer: fixed(answer["epochs"], 2)),
+        ("worth, in new tokens", lambda answer: si(answer["effective_tokens"])),
+        ("most that repeating can give", lambda answer: si(answer["most"])),
+        ("loss by their law", lambda answer: fixed(answer.get("loss"), 3)),
+        ("  were all new", lambda answer: fixed(answer.get("loss_if_all_new"), 3)),
+    ]
+    return _columns("Repeated data (Muennighoff et al. 2023)", names, answers, rows)
+
+
+def of_losses(names: list[str], predictions: list[dict], warnings: list[str]) -> Section:
+    """predictions : of estimate.predict(), one for each name."""
+
+    def loss_of(law):
+        return lambda prediction: "> ln V" if prediction[law]["loss"] is None else fixed(prediction[law]["loss"], 3)
+
+    rows, counted = [], []
+    for law, prediction in predictions[0].items():
+        rows.append((law, loss_of(law)))
+        counted.append(f"{law} counts N {prediction['convention'].replace('_', '-')}")
+    notes = [", ".join(counted) + "; losses compare within one law, not between texts and tokenizers"]
+    about_laws = [warning for warning in dict.fromkeys(warnings) if warning.startswith(tuple(predictions[0]))]
+    return _columns("Predicted loss, nats a token", names, predictions, rows, notes + _outside(about_laws))
+
+
+def _memory(runs, machine) -> Section:
+    def bytes_of(name):
+        return lambda run: gb(getattr(run.memory, name))
+
+    first = runs[0].memory
+    rows = [("sequences per forward pass", lambda run: str(run.memory.micro_batch_size))]
+    for name in ("weights", "gradients", "optimizer", "activations", "logits", "evaluation", "peak"):
+        label = "logits and head" if name == "logits" else name
+        rows.append((label, bytes_of(name)))
+        if name in ("optimizer", "peak") and machine.n_gpus > 1:
+            rows.append((f"  ZeRO-1 over {machine.n_gpus}", bytes_of(f"{name}_zero1")))
     notes = ["the peak is of one moment: components do not all overlap"]
-    if kind["path"] == "cuda":
+    if first.path == "cuda":
         notes.append("counted from what autograd saves under autocast; not yet measured on a GPU")
     if machine.memory is not None:
-        rows.append((f"fits {machine.memory / 1e9:g} GB", lambda a: _fits(a["memory"])))
-    return section(f"Memory of one process, {kind['path']}, {kind['dtype']}", *rows, notes=notes)
+        rows.append((f"fits {machine.memory / 1e9:g} GB", lambda run: _fits(run.memory)))
+    return _of_runs(f"Memory of one process, {first.path}, {first.dtype}", runs, rows, notes)
 
 
-def _fits(m):
-    return "yes" if m["fits"] else "--zero1" if m["fits_zero1"] else "no"
+def _fits(memory) -> str:
+    if memory.fits is None:
+        return "-"
+    if memory.fits:
+        return "yes"
+    return "--zero1" if memory.fits_zero1 else "no"
 
 
-def of_rules(table: dict, used: str, full: bool) -> dict:
-    """The rules side by side; sources, ranges and what lies outside them for the rule in use, or for all."""
+def _time(runs, machine) -> Section:
     rows = [
-        [name + (" *" if name == used else ""), f"{r['lr']:.3g}", si(r["batch_of_the_rule"], 3),
-         f"{r['weight_decay']:.3g}", f"{r['beta2']:g}", f"{r['warmup_frac']:.1%}", _outside(r["outside"])]
-        for name, r in table.items()
-    ]  # fmt: skip
-    notes = []
-    for name, r in table.items():
-        if full or name == used:
-            notes.append(f"{name}: {r['source']}. Measured: {r['measured']}")
-            notes += [f"outside: {name}: {line}" for line in r["outside"]]
-    notes += [] if full else ["* in use; --hparams NAME takes another, --rules prints every source and range"]
-    header = ["", "rate at this batch", "its own batch", "decay", "beta2", "warm-up", "outside its range"]
-    return {"title": "Rules for the optimizer", "header": header, "rows": rows, "notes": notes}
-
-
-def _outside(lines):
-    return ", ".join(line.split(":")[0].removeprefix("--").rsplit(" is ")[0].rsplit(" ", 1)[0] for line in lines) or "-"
-
-
-def of_commands(c: dict, name: str | None = None) -> dict:
-    return {
-        "title": f"Train {name or 'it'}",
-        "code": [line for line in (c["data"], c["train"]) if line],
-        "notes": [c["note"]] if c["note"] else [],
-    }
-
-
-def of_search(a: dict, machine) -> list[dict]:
-    counted = "with attention" if a["exact"] else "6ND"
-    named = {"n_params": "N total"}.get(a["convention"], f"N {a['convention'].replace('_', '-')}")
-    header = ["layers x width", "heads", "N", "D", "D/N", "loss", "gap", "memory", "fits", "time", "cost"]
-
-    def table(title, rows, notes=()):
-        cells = [_candidate(r) for r in rows]
-        return {"title": title, "header": header, "rows": cells, "notes": list(notes)}
-
-    shape = a["best"][0]["cfg"]
-    notes = [
-        f"family {a['family']}: context {shape.block_size:,}, vocabulary {shape.vocab_size:,}, {shape.activation}"
-        f"{', tied' if shape.tied else ''}; --family, --block_size, --vocab_size and any field change it",
-        f"{a['candidates']:,} architectures; the best depth of each width is listed. {named}, as {a['law']} counts it; "
-        f"its own optimum at 6ND: N {si(a['optimum']['n'])}, D {si(a['optimum']['tokens'])}",
-        "the law knows N and D, not shapes: rows within 0.001 nats are equally good",
-        f"memory: {a['memory_of']}",
+        ("time", lambda run: seconds(run.time.seconds)),
+        ("device hours", lambda run: f"{run.time.gpu_hours:,.1f}"),
+        ("cost", lambda run: money(run.time.dollars)),
     ]
+    title = f"Time and cost on {machine.n_gpus} x {machine.gpu or 'this device'}"
+    return _of_runs(title, runs, rows, _machine_notes(machine))
+
+
+def _machine_notes(machine) -> list[str]:
+    notes = []
     if machine.speed:
-        notes.append(f"speed: {machine.speed.how}")
+        notes.append(f"speed: {machine.speed.source}")
     if machine.price_per_hour is not None:
         notes.append(f"price: ${machine.price_per_hour:.2f} an hour and device ({machine.price_source})")
-    notes += [f"outside: {w}" for w in a["warnings"]]
+    return notes
+
+
+def of_rules(table: dict, used: str, full: bool) -> Section:
+    """The rules side by side; sources, ranges and what lies outside them for the rule in use, or for all."""
+    rows, notes = [], []
+    for name, rule in table.items():
+        mark = " *" if name == used else ""
+        subjects = [_subject(line) for line in rule["outside"]]
+        rows.append([
+            name + mark, f"{rule['lr']:.3g}", si(rule["batch_of_the_rule"], 3), f"{rule['weight_decay']:.3g}",
+            f"{rule['beta2']:g}", percent(rule["warmup_frac"]), ", ".join(subjects) or "-",
+        ])  # fmt: skip
+        if full or name == used:
+            notes.append(f"{name}: {rule['source']}. Measured: {rule['measured']}")
+            notes += _outside(f"{name}: {line}" for line in rule["outside"])
+    if not full:
+        notes.append("* in use; --hparams NAME takes another, --rules prints every source and range")
+    header = ["", "rate at this batch", "its own batch", "decay", "beta2", "warm-up", "outside its range"]
+    return Section("Rules for the optimizer", rows, header, notes)
+
+
+def _subject(line: str) -> str:
+    """width, of "width 2.05e+03 is 8 times above what it was measured on"; init, of "--init normal: measured ..."."""
+    return line.partition(":")[0].partition(" is ")[0].removeprefix("--").rpartition(" ")[0]
+
+
+def of_commands(commands, name: str = "it") -> Section:
+    code = [line for line in (commands.data, commands.train) if line]
+    notes = [commands.note] if commands.note else []
+    return Section(f"Train {name}", notes=notes, code=code)
+
+
+# ----- the search -----
+
+
+def of_search(found, machine) -> list[Section]:
+    """Sections of a SearchResult."""
+    counted = "with attention" if found.exact else "6ND"
+    n_counted = found.convention.replace("_", "-")
+    cfg, memory = found.best[0].cfg, found.best[0].memory
+    tied = ", tied" if cfg.tied else ""
+    notes = [
+        f"family {found.family}: context {cfg.block_size:,}, vocabulary {cfg.vocab_size:,}, {cfg.activation}{tied}; "
+        "--family, --block_size, --vocab_size and any field change it",
+        f"{found.candidates:,} architectures; the best depth of each width is listed. N {n_counted}, as {found.law} "
+        f"counts it; its own optimum at 6ND: N {si(found.optimum['n'])}, D {si(found.optimum['tokens'])}",
+        "gap: nats above the least loss of all. The law knows N and D, not shapes: rows within 0.001 nats are equally "
+        "good",
+        f"memory: one sequence per forward pass, {memory.path}, {memory.dtype}, without ZeRO-1",
+        *_machine_notes(machine),
+        *([] if machine.speed else ["fits, time and cost need a device: --gpu NAME, as h100"]),
+        *_outside(found.warnings),
+    ]
+    constrained = f"The same with D = {found.ratio:g} N (to 5%)"
+    if not found.ratio_met:
+        constrained = f"No architecture has D = {found.ratio:g} N to 5%; the nearest"
+    header = ["layers x width", "heads", "N", "D", "D/N", "loss", "gap", "memory", "fits", "time", "cost"]
+    first = f"{flops(found.flops)} FLOPs ({counted}): least loss by {found.law}"
     return [
-        table(f"{a['flops']:.4g} FLOPs ({counted}): least loss by {a['law']}", a["best"]),
-        table(f"The same with D = {a['ratio']:g} N (to 5%)", a["constrained"], notes),
+        Section(first, [_candidate(row) for row in found.best], header),
+        Section(constrained, [_candidate(row) for row in found.constrained], header, notes),
     ]
 
 
-def _candidate(r: dict) -> list[str]:
-    cfg, memory = r["cfg"], r["memory"]
-    heads = f"{cfg.n_head}" + (f"/{cfg.n_kv_head}" if cfg.n_kv_head != cfg.n_head else "")
-    size = [si(r["n"]), si(r["tokens"]), f"{r['ratio']:.1f}", f"{r['loss']:.4f}", f"{r['gap']:+.4f}"]
-    fits = _fits(memory) if "fits" in memory else "-"
-    bill = [time(r["time"]["seconds"]), money(r["time"]["dollars"])]
-    return [f"{cfg.n_layer} x {cfg.n_embd}", heads, *size, gb(memory["peak"]), fits, *bill]
-
-
-def of_best_size(a: dict) -> dict:
-    rows = [
-        [name, si(r["tokens"]), f"{r['ratio']:.1f}", f"{r['flops']:.3g}",
-         "-" if r["loss"] is None else f"{r['loss']:.3f}", time(r["seconds"])]
-        for name, r in a["answers"].items()
+def _candidate(row) -> list[str]:
+    cfg = row.cfg
+    heads = str(cfg.n_head)
+    if cfg.n_kv_head != cfg.n_head:
+        heads += f"/{cfg.n_kv_head}"
+    return [
+        f"{cfg.n_layer} x {cfg.n_embd}", heads, si(row.n), si(row.tokens), fixed(row.ratio, 1), fixed(row.loss),
+        f"{row.gap:+.4f}", gb(row.memory.peak), _fits(row.memory), seconds(row.time.seconds), money(row.time.dollars),
     ]  # fmt: skip
-    header = ["", "tokens", "D/N", "FLOPs, 6ND", "loss", "time"]
-    return {"title": f"Tokens for {si(a['n'])} parameters", "header": header, "rows": rows,
-            "notes": [f"outside: {w}" for w in a["warnings"]]}  # fmt: skip
 
 
-def of_loss(a: dict) -> dict:
-    rows = [
-        [name, f"{r['flops']:.3g}", si(r["n"]), si(r["tokens"]), f"{r['ratio']:.1f}", time(r["seconds"])]
-        for name, r in a["answers"].items()
-    ]
-    header = ["", "FLOPs, 6ND", "N", "D", "D/N", "time"]
-    return {"title": f"Least compute for a loss of {a['loss']:g} nats a token", "header": header, "rows": rows,
-            "notes": [f"outside: {w}" for w in a["warnings"]]}  # fmt: skip
+# ----- closed forms -----
 
 
-def of_lifetime(a: dict) -> dict:
+def of_tokens_for_size(answer: dict) -> Section:
     rows = []
-    for name, r in a["answers"].items():
-        rows.append([f"{name}: loss {r['loss']:.3f}", "training alone", si(r["n_training_only"]),
-                     si(r["tokens_training_only"]), f"{r['tokens_training_only'] / r['n_training_only']:.1f}",
-                     f"{r['flops_training_only']:.3g}", ""])  # fmt: skip
-        rows.append(["", "whole life", si(r["n"]), si(r["tokens"]), f"{r['ratio']:.1f}", f"{r['flops']:.3g}",
-                     f"{r['saved']:.1%}"])  # fmt: skip
+    for name, row in answer["answers"].items():
+        rows.append([name, si(row["tokens"]), fixed(row["ratio"], 1), flops(row["flops"], 3),
+                     fixed(row["loss"], 3), seconds(row["seconds"])])  # fmt: skip
+    header = ["", "tokens", "D/N", "FLOPs, 6ND", "loss", "time"]
+    return Section(f"Tokens for {si(answer['n'])} parameters", rows, header, _outside(answer["warnings"]))
+
+
+def of_compute_for_loss(answer: dict) -> Section:
+    rows = []
+    for name, row in answer["answers"].items():
+        rows.append([name, flops(row["flops"], 3), si(row["n"]), si(row["tokens"]), fixed(row["ratio"], 1),
+                     seconds(row["seconds"])])  # fmt: skip
+    header = ["", "FLOPs, 6ND", "N", "D", "D/N", "time"]
+    title = f"Least compute for a loss of {answer['loss']:g} nats a token"
+    return Section(title, rows, header, _outside(answer["warnings"]))
+
+
+def of_inference(answer: dict) -> Section:
+    rows = []
+    for name, row in answer["answers"].items():
+        n, tokens = row["n_training_only"], row["tokens_training_only"]
+        rows.append([f"{name}: loss {row['loss']:.3f}", "training alone", si(n), si(tokens), fixed(tokens / n, 1),
+                     flops(row["flops_training_only"], 3), ""])  # fmt: skip
+        rows.append(["", "whole life", si(row["n"]), si(row["tokens"]), fixed(row["ratio"], 1),
+                     flops(row["flops"], 3), percent(row["saved"])])  # fmt: skip
     header = ["", "best for", "N", "D", "D/N", "all FLOPs", "saved"]
-    title = (
-        f"Over a life of {si(a['inference_tokens'])} inference tokens: 6 N D + 2 N D_inference (Sardana et al. 2023)"
-    )
-    return {"title": title, "header": header, "rows": rows, "notes": [f"outside: {w}" for w in a["warnings"]]}
-
-
-def of_verdict(v: dict, losses: dict) -> dict:
-    rows = [["N", si(v["n"])], ["D", si(v["tokens"])], ["20 N", si(v["tokens_wanted"], 3)]]
-    rows += [["D / N", f"{v['ratio']:.1f}"], ["status", v["status"]], ["shortfall", si(v["shortfall"] or None, 3)]]
-    rows += [[f"loss, {name}", f"{loss:.3f}"] for name, loss in losses.items()]
-    return {"title": "Chinchilla: 20 tokens per parameter", "rows": rows}
-
-
-def of_repeated(r: dict) -> dict:
-    rows = [["tokens", si(r["tokens"])], ["of them different", si(r["unique_tokens"])]]
-    rows += [["epochs", f"{r['epochs']:.2f}"], ["worth, in new tokens", si(r["effective_tokens"])]]
-    rows += [["  share", f"{r['effective_tokens'] / r['tokens']:.1%}"], ["most that repeating can give", si(r["most"])]]
-    if "loss" in r:
-        rows += [["loss by their law", f"{r['loss']:.3f}"], ["  were all new", f"{r['loss_if_all_new']:.3f}"]]
-    return {"title": "Repeated data (Muennighoff et al. 2023)", "rows": rows}
-
-
-# ----- sections as text -----
-
-
-def text(sections) -> str:
-    return "\n\n".join("\n".join(_text(s)) for s in sections)
-
-
-def _text(section):
-    if section.get("title"):
-        yield section["title"]
-    header, rows = section.get("header"), section.get("rows", [])
-    lines = [header, *rows] if header else rows
-    if lines:
-        widths = [max(len(row[i]) for row in lines) for i in range(len(lines[0]))]
-        for some in _columns(widths):
-            for at, row in enumerate(lines):
-                if at == 0 and header and some[0] != 1:
-                    yield ""
-                cells = [row[0].ljust(widths[0])] + [_aligned(row[i], widths[i], section) for i in some]
-                yield ("  " + "  ".join(cells)).rstrip()
-    for line in section.get("code", []):  # never broken: it is to be pasted
-        yield f"  {line}"
-    for note in section.get("notes", []):
-        yield from textwrap.wrap(note, WIDTH - 2, initial_indent="  - ", subsequent_indent="    ")
-
-
-def _aligned(cell, width, section):
-    return cell.ljust(width) if section.get("left") else cell.rjust(width)
-
-
-def _columns(widths):
-    """Column numbers, in groups that fit the terminal beside the first column."""
-    group, used = [], widths[0] + 2
-    for i, width in enumerate(widths[1:], 1):
-        if group and used + width + 2 > WIDTH:
-            yield group
-            group, used = [], widths[0] + 2
-        group.append(i)
-        used += width + 2
-    if group:
-        yield group
-
-
-def markdown(sections) -> str:
-    out = []
-    for s in sections:
-        if s.get("title"):
-            out += [f"### {s['title']}", ""]
-        rows = s.get("rows", [])
-        if rows:
-            header = s.get("header") or [""] * len(rows[0])
-            out += [_row(header), _row(["---"] + [":--" if s.get("left") else "--:"] * (len(header) - 1))]
-            out += [_row(r) for r in rows] + [""]
-        if s.get("code"):
-            out += ["```bash", *s["code"], "```", ""]
-        out += [f"- {note}" for note in s.get("notes", [])] + [""] * bool(s.get("notes"))
-    return "\n".join(out).rstrip()
-
-
-def _row(cells):
-    return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
+    inference = si(answer["inference_tokens"])
+    title = f"Over a life of {inference} inference tokens: 6 N D + 2 N D_inference (Sardana et al. 2023)"
+    return Section(title, rows, header, _outside(answer["warnings"]))

@@ -1,4 +1,4 @@
-"""Cell, one run of a sweep, and Planner, which makes cells from sizes, budgets and flags."""
+"""Cell, one run of a sweep, and Planner, which makes cells from model sizes, budgets and flags."""
 
 import dataclasses
 import hashlib
@@ -7,10 +7,11 @@ import math
 import types
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 from isoflop import device
 from isoflop.config import ModelConfig, configure
-from isoflop.distributed import World
+from isoflop.distributed import DistributedEnv
 from isoflop.flops import count_params
 from isoflop.train.plan import RunPlan, TrainConfig, resolve
 from isoflop.train.record import RunRecord, run_id
@@ -18,21 +19,28 @@ from isoflop.train.validation import validation_rows
 
 # The ladder of default sizes, (n_embd, n_layer), each about 1.4 times the one before. Depth grows with width as people
 # build them: 32 wide, 1 deep; 768 wide, 12 deep.
-SHAPES = ((12, 1), (16, 1), (20, 1), (24, 1), (32, 1), (40, 1), (48, 1), (48, 2), (64, 2), (80, 2), (96, 2), (96, 3),
-          (128, 3), (160, 3), (160, 4), (192, 4), (224, 4), (256, 4), (256, 6), (320, 6), (384, 6), (448, 7), (512, 8),
-          (576, 9), (640, 10), (768, 12), (896, 14), (1024, 16), (1152, 18), (1280, 20), (1536, 24),
-          (1792, 24), (2048, 24), (2304, 28), (2560, 32), (3072, 32), (3584, 36), (4096, 40))  # fmt: skip
+SIZE_LADDER = (
+    (12, 1), (16, 1), (20, 1), (24, 1), (32, 1), (40, 1), (48, 1), (48, 2), (64, 2), (80, 2), (96, 2), (96, 3),
+    (128, 3), (160, 3), (160, 4), (192, 4), (224, 4), (256, 4), (256, 6), (320, 6), (384, 6), (448, 7), (512, 8),
+    (576, 9), (640, 10), (768, 12), (896, 14), (1024, 16), (1152, 18), (1280, 20), (1536, 24),
+    (1792, 24), (2048, 24), (2304, 28), (2560, 32), (3072, 32), (3584, 36), (4096, 40),
+)  # fmt: skip
 
 
-Shape = tuple  # (n_embd, n_layer, n_head or None)
+class ModelSize(NamedTuple):
+    """What a sweep varies of a model."""
+
+    n_embd: int
+    n_layer: int
+    n_head: int | None = None  # None: as train.py chooses them
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run to be: everything that train() needs, or why it can't be run (`refused`)."""
+    """A run that is to be done: everything that train() needs, or why it can't be run (`refused`)."""
 
     run_id: str
-    shape: Shape
+    size: ModelSize
     flop_budget: float
     seed: int
     mc: ModelConfig | None = None
@@ -45,140 +53,204 @@ class Cell:
     trunk: str | None = None  # run_id of the run that it branches off
     start: str | None = None  # that run's checkpoint
     start_step: int = 0
-    keep: tuple[tuple[int, str], ...] = ()  # checkpoints to leave for branches: step, folder
-    charged: float | None = None  # what a service takes for it
+    keep: tuple[tuple[int, str], ...] = ()  # checkpoints to leave for branches: (step, folder)
+    charged: float | None = None  # FLOPs that a service charges for it
 
     @property
     def cost(self) -> float:
         """FLOPs that running it computes."""
         if self.charged is not None:
             return self.charged
-        return self.plan.flops * (1 - self.start_step / self.plan.steps) if self.plan else 0.0
+        if self.plan is None:
+            return 0.0
+        return self.plan.flops * (1 - self.start_step / self.plan.steps)
 
     @property
     def place(self) -> tuple:
-        """Where it stands in the grid, whatever its rate or batch."""
-        return (*self.shape[:2], float(self.flop_budget), self.seed)
+        """Its place in the grid, whatever its learning rate or batch: (n_embd, n_layer, budget, seed)."""
+        return (*self.size[:2], float(self.flop_budget), self.seed)
 
     def __str__(self):
-        return f"{self.flop_budget:.3g} FLOPs, {self.shape[0]} wide, {self.shape[1]} deep, seed {self.seed}"
+        return f"{self.flop_budget:.3g} FLOPs, {self.size[0]} wide, {self.size[1]} deep, seed {self.seed}"
 
 
 def default_depth(n_embd: int) -> int:
-    """The depth that the ladder of SHAPES has at this width, or at the next one below."""
-    return max([d for w, d in SHAPES if w <= n_embd], default=1)
+    """The depth that SIZE_LADDER has at this width, or at the next one below."""
+    return max([depth for width, depth in SIZE_LADDER if width <= n_embd], default=1)
+
+
+def stand_in(vocab_size: int, name: str):
+    """Takes the place of a token folder where no text is read, for losses that are not trained here."""
+    meta = {"vocab_size": vocab_size, "corpus_sha256": name, "tokenizer_sha256": ""}
+    return types.SimpleNamespace(meta=meta, train=None, val=None, folder="")
 
 
 # ----- plans -----
 
 
-def stand_in(vocab_size: int, name: str):
-    """What stands for the text where none is read: no token is ever taken from it."""
-    return types.SimpleNamespace(
-        meta={"vocab_size": vocab_size, "corpus_sha256": name, "tokenizer_sha256": ""}, train=None, val=None, folder=""
-    )
-
-
 class Planner:
-    """Makes cells: holds what all of them share."""
+    """Makes cells. Holds what all of them share.
 
-    def __init__(self, out_dir: str, flags: dict, tokens, world: World, source: str = "trained"):
-        self.out_dir, self.flags, self.tokens, self.world, self.source = Path(out_dir), flags, tokens, world, source
+    Parameters
+    ----------
+    out_dir : of the sweep; each run gets a folder in it.
+    flags : {name: value} of the flags of train.py that were typed, and of --preset.
+    tokens : the token folder, or a stand_in().
+    env : the processes that will train a cell together.
+    source : "trained", or what losses are drawn from or asked of.
+    """
+
+    def __init__(self, out_dir: str, flags: dict, tokens, env: DistributedEnv, source: str = "trained"):
+        self.out_dir = Path(out_dir)
+        self.flags = flags
+        self.tokens = tokens
+        self.env = env
+        self.source = source
         self.vocab_size = tokens.meta["vocab_size"]
 
-    def of(self, config) -> dict:
+    def typed(self, config) -> dict:
+        """The typed flags that are fields of a dataclass."""
         return {f.name: self.flags[f.name] for f in fields(config) if f.name in self.flags}
 
-    def model(self, shape: Shape) -> ModelConfig:
-        n_embd, n_layer, n_head = shape
-        given = self.of(ModelConfig) | {"n_embd": n_embd, "n_layer": n_layer, "vocab_size": self.vocab_size}
-        if n_head is not None:
-            given["n_head"] = n_head
+    # ----- sizes -----
+
+    def model(self, size: ModelSize) -> ModelConfig:
+        """The model of a size; UserError where there is none such."""
+        size = ModelSize(*size)
+        given = self.typed(ModelConfig)
+        given |= {"n_embd": size.n_embd, "n_layer": size.n_layer, "vocab_size": self.vocab_size}
+        if size.n_head is not None:
+            given["n_head"] = size.n_head
         return configure(self.flags.get("preset"), None, **given)
 
-    def refuses(self, shape: Shape) -> bool:
+    def refuses(self, size: ModelSize) -> bool:
         try:
-            self.model(shape)
+            self.model(size)
         except ValueError:
             return True
         return False
 
-    def n(self, shape: Shape) -> int:
-        return count_params(self.model(shape))["matmul"]
+    def n(self, size: ModelSize) -> int:
+        """N (matmul) of a size."""
+        return count_params(self.model(size))["matmul"]
 
-    def head(self, shape: Shape) -> int:
-        """What the head adds to N."""
-        counts = count_params(self.model(shape))
+    def head(self, size: ModelSize) -> int:
+        """Weights of the output head, which N includes."""
+        counts = count_params(self.model(size))
         return counts["matmul"] - counts["non_embedding"]
 
-    def typed_rate(self, lr: float) -> float:
-        """The --lr that makes a plan with peak rate `lr`: resolve() multiplies where the batch is per process."""
-        per_process = "total_batch_size" not in self.flags
-        return lr / math.sqrt(self.world.size) if per_process else lr
+    # ----- cells -----
 
-    def cell(self, shape: Shape, flops: float, seed: int | None = None, more: dict | None = None, **about) -> Cell:
-        """A cell, planned; one that can't be run has the reason in `refused`."""
-        flags = self.of(TrainConfig) | (more or {})
-        if more and more.get("lr") is not None:
-            flags.pop("lr_scale", None)  # it is in that rate already
-        seed = flags.get("seed", 0) if seed is None else seed
-        about = {"lr_from": "given" if "lr" in self.flags else "rule"} | about
+    def cell(self, size: ModelSize, flops: float, seed: int | None = None, more: dict | None = None, **about) -> Cell:
+        """A planned cell; one that can't be run has the reason in `refused`.
+
+        Parameters
+        ----------
+        flops : its budget.
+        seed : of the run; None for the typed one, or 0.
+        more : fields of TrainConfig, in place of the typed ones. "lr" is the peak rate of the plan.
+        about : fields of the Cell.
+        """
+        size = ModelSize(*size)
+        if seed is None:
+            seed = self.flags.get("seed", 0)
+        about.setdefault("lr_from", "given" if "lr" in self.flags else "rule")
         try:
-            mc = self.model(shape)
-            tc = TrainConfig(flop_budget=flops, **flags | {"seed": seed})
-            real = self.tokens.train is not None
-            plan = resolve(mc, tc, self.world.size, len(self.tokens.train) if real else None)
-            if real:
-                validation_rows(self.tokens, mc.block_size, tc.val_tokens)
-            dtype = device.compute_dtype(tc.dtype, self.world.device) if self.source == "trained" else self.source
-            id_ = run_id(mc, tc, plan, dtype, self.tokens)
+            mc = self.model(size)
+            tc = TrainConfig(flop_budget=flops, **self._run_flags(mc, more or {}), seed=seed)
+            plan = self._plan(mc, tc)
+            id_ = run_id(mc, tc, plan, self._dtype(tc), self.tokens)
         except ValueError as error:
-            what = json.dumps([shape, flops, seed, self.source, {k: str(v) for k, v in self.flags.items()}])
-            id_ = "refused-" + hashlib.sha256(what.encode()).hexdigest()[:8]
-            return Cell(id_, tuple(shape), flops, seed, refused=str(error), **about)
+            return Cell(self._refused_id(size, flops, seed), size, flops, seed, refused=str(error), **about)
         if self.source.startswith("api "):
             about["charged"] = float(int(flops))
         tc = dataclasses.replace(tc, out_dir=str(self.out_dir / "cells" / id_), overwrite=True)
-        return Cell(id_, tuple(shape), flops, seed, mc, tc, plan, **about)
+        return Cell(id_, size, flops, seed, mc, tc, plan, **about)
+
+    def _run_flags(self, mc: ModelConfig, more: dict) -> dict:
+        """Fields of TrainConfig for a cell, but for budget and seed."""
+        flags = self.typed(TrainConfig) | more
+        flags.pop("seed", None)
+        if more.get("lr") is None:
+            return flags
+        # A rate that the sweep sets is the plan's: nothing may multiply it, neither --lr_scale nor the number of
+        # processes, by whose square root resolve() raises the rate where --batch_size is per process.
+        flags.pop("lr_scale", None)
+        if flags.get("batch_size") is not None:
+            flags["total_batch_size"] = flags.pop("batch_size") * mc.block_size * self.env.size
+        return flags
+
+    def _plan(self, mc: ModelConfig, tc: TrainConfig) -> RunPlan:
+        if self.tokens.train is None:
+            return resolve(mc, tc, self.env.size)
+        plan = resolve(mc, tc, self.env.size, len(self.tokens.train))
+        validation_rows(self.tokens, mc.block_size, tc.val_tokens)  # UserError where the text is too short
+        return plan
+
+    def _dtype(self, tc: TrainConfig) -> str:
+        """The compute type that a run_id is made of; where nothing is trained, the source of the losses."""
+        if self.source != "trained":
+            return self.source
+        return device.compute_dtype(tc.dtype, self.env.device)
+
+    def _refused_id(self, size: ModelSize, flops: float, seed: int) -> str:
+        flags = {name: str(value) for name, value in self.flags.items()}
+        text = json.dumps([size, flops, seed, self.source, flags])
+        return "refused-" + hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def record(self, cell: Cell, status: str, **more) -> dict:
-        """A record of a cell that train() did not make: what the plan says, and `more`; the rest is empty."""
+        """A record of a cell that train() did not make: what the plan says, and `more`; the rest is None."""
         known = {}
         for config in (cell.tc, cell.mc, cell.plan):
-            known |= asdict(config) if config else {}
-        known |= {"n_embd": cell.shape[0], "n_layer": cell.shape[1], "flop_budget": cell.flop_budget, "seed": cell.seed}
+            if config is not None:
+                known |= asdict(config)
+        known |= {"n_embd": cell.size.n_embd, "n_layer": cell.size.n_layer}
+        known |= {"flop_budget": cell.flop_budget, "seed": cell.seed}
         row = {f.name: known.get(f.name) for f in fields(RunRecord)}
-        return row | {"run_id": cell.run_id, "status": status, "world_size": self.world.size} | more
+        return row | {"run_id": cell.run_id, "status": status, "world_size": self.env.size} | more
 
-    # ----- trunks -----
+    # ----- trunk and branches -----
 
-    def family(self, shape: Shape, budgets: list[float], seed: int | None = None) -> list[Cell]:
+    def family(self, size: ModelSize, budgets: list[float], seed: int | None = None) -> list[Cell]:
         """The cells of one model size at all budgets: one trunk at a constant rate, and branches that cool down.
 
         Rate, batch, warm-up and whatever else a rule makes of a budget are those of the budgets' geometric mean, so
         that all runs share their first steps. The largest budget's run is the trunk; the others start at the
         checkpoint that it leaves where their cooldown begins (Haegele et al. 2024, arXiv:2405.18392).
         """
-        middle = self.cell(shape, math.exp(sum(map(math.log, budgets)) / len(budgets)), seed)
+        mean_budget = math.exp(sum(map(math.log, budgets)) / len(budgets))
+        middle = self.cell(size, mean_budget, seed)
         if middle.refused:
-            return [self.cell(shape, c, seed) for c in budgets]
-        p, out = middle.plan, []
-        first = max(1, round(min(budgets) / (p.flops_per_token * p.tokens_per_step)))  # steps of the shortest run
-        shared = {"batch_size": None, "total_batch_size": p.tokens_per_step, "lr": p.lr, "warmup_frac": None}
-        shared |= {"weight_decay": p.weight_decay, "beta2": p.beta2}
-        shared["warmup_steps"] = middle.tc.warmup_steps
-        if middle.tc.warmup_steps is None:
-            shared["warmup_steps"] = max(1, round(first * p.warmup_steps / p.steps))
-        out = [self.cell(shape, c, seed, shared, lr_from=middle.lr_from) for c in sorted(budgets)]
-        if any(c.refused for c in out) or len(out) < 2:
-            return out
-        *branches, trunk = out
-        kept = []
-        for i, c in enumerate(branches):
-            at = c.plan.steps - c.plan.cooldown_steps
-            folder = str(self.out_dir / "trunks" / trunk.run_id / f"step_{at}")
-            whole = trunk.plan.steps - trunk.plan.cooldown_steps
-            if c.plan.warmup_steps < at < c.plan.steps and at <= whole:
-                branches[i] = dataclasses.replace(c, trunk=trunk.run_id, start=folder, start_step=at)
-                kept.append((at, folder))
-        return [*branches, dataclasses.replace(trunk, keep=tuple(kept))]
+            return [self.cell(size, c, seed) for c in budgets]
+        shared = self._shared_flags(middle, min(budgets))
+        cells = [self.cell(size, c, seed, shared, lr_from=middle.lr_from) for c in sorted(budgets)]
+        if len(cells) < 2 or any(c.refused for c in cells):
+            return cells
+        *branches, trunk = cells
+        trunk_end = trunk.plan.steps - trunk.plan.cooldown_steps
+        out, keep = [], []
+        for cell in branches:
+            at = cell.plan.steps - cell.plan.cooldown_steps
+            if cell.plan.warmup_steps < at < cell.plan.steps and at <= trunk_end:
+                folder = str(self.out_dir / "trunks" / trunk.run_id / f"step_{at}")
+                cell = dataclasses.replace(cell, trunk=trunk.run_id, start=folder, start_step=at)
+                keep.append((at, folder))
+            out.append(cell)
+        return [*out, dataclasses.replace(trunk, keep=tuple(keep))]
+
+    def _shared_flags(self, middle: Cell, smallest_budget: float) -> dict:
+        """Fields of TrainConfig that all cells of a family have from the one at their mean budget."""
+        plan = middle.plan
+        warmup_steps = middle.tc.warmup_steps
+        if warmup_steps is None:
+            shortest = max(1, round(smallest_budget / (plan.flops_per_token * plan.tokens_per_step)))  # in steps
+            warmup_steps = max(1, round(shortest * plan.warmup_steps / plan.steps))
+        return {
+            "batch_size": None,
+            "total_batch_size": plan.tokens_per_step,
+            "lr": plan.lr,
+            "warmup_frac": None,
+            "warmup_steps": warmup_steps,
+            "weight_decay": plan.weight_decay,
+            "beta2": plan.beta2,
+        }

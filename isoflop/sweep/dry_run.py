@@ -1,173 +1,225 @@
-"""What a sweep will cost and what its law will be worth, before it runs: the tables of sweep.py --dry_run.
+"""What a sweep will cost, before it runs: its table of cells, and the times and memory of sweep.py --dry_run.
 
-Times and memory are measured over a few steps of real sizes on this device, or follow from a stated MFU. The worth is
-measured too: runs are drawn from a law at the very N and D of the grid, and fitted by fit.py's own code.
+They are measured by short runs of the sweep's own run_cell(), handed in, or time follows from --mfu.
 """
 
 import contextlib
+import dataclasses
 import math
 import multiprocessing
 import os
+import signal
+import tempfile
+import threading
 import time
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from isoflop import device as devices
-from isoflop import gpus
-from isoflop.data.loader import Loader
+from isoflop import display, gpus
 from isoflop.data.reader import TokenData
-from isoflop.optim import muon
+from isoflop.distributed import World
+from isoflop.options import UserError
 from isoflop.sweep.cells import Cell
 from isoflop.train.plan import FEW_STEPS, MANY_EPOCHS
-from model import GPT
-from train import backward
+from isoflop.train.validation import validation_rows
 
-MEASURED_SHAPES = 8  # at most so many sizes are timed, the smallest and the largest among them
-TRIAL_S = 0.4  # seconds of steps that a timed size gets, three steps at least
-
-
-STARTUP_S = 0.05  # of a cell: model, optimizer, files; seen on a CPU for models of 1e4 to 1e6 weights
+MEASURED_SIZES = 8  # at most so many sizes are timed, the smallest and the largest among them
+TRIAL_S = 0.4  # seconds of steps that a timed batch gets
+MIN_STEPS, MAX_STEPS = 4, 200  # bounds of those steps
+EVAL_TOKENS = 2**13  # validation tokens of a trial: one of evaluate()'s chunks
+ENDLESS_STEPS = 10**6  # of a run that others are timed beside; it is killed long before
+COLUMNS = (
+    "budget", "width", "depth", "N (matmul)", "N total", "N non-emb", "D", "D/N", "tok/step", "steps", "epochs", "6ND",
+    "exact/6ND", "head", "lr", "seed", "time", "memory", "cost", "run_id", "",
+)  # fmt: skip
+ONLY_FULL = ("N total", "N non-emb", "lr", "seed", "memory")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one cell."""
+    """Cost of one cell in seconds and GB; memory_gb is None where the time follows from --mfu."""
 
     train_s: float
     eval_s: float
+    other_s: float  # start-up, compilation, writing the weights
     memory_gb: float | None
 
     @property
     def seconds(self) -> float:
-        return self.train_s + self.eval_s + STARTUP_S
+        return self.train_s + self.eval_s + self.other_s
 
 
-# ----- time and memory -----
+# ----- one short run -----
 
 
-def train_for_ever(cell: Cell, device: str, tokens: TokenData, core: int | None, ready):
-    """Steps of one cell until the process is ended: the company that a worker has."""
-    if core is not None and hasattr(os, "sched_setaffinity"):
+def trial(cell: Cell, steps: int, folder: str) -> Cell:
+    """The cell as a run of so many steps in `folder`: the same batch, one log line, no checkpoints."""
+    config = dataclasses.replace(
+        cell.tc, flop_budget=None, max_iters=steps, out_dir=folder, overwrite=True, resume=None,
+        batch_size=cell.plan.batch_size, total_batch_size=None, micro_batch_size=cell.plan.micro_batch_size,
+        lr=1e-6, lr_scale=1.0, schedule_steps=None, warmup_steps=None,
+        val_tokens=min(cell.tc.val_tokens, max(EVAL_TOKENS, 2 * cell.mc.block_size)),
+        log_every=steps, ckpt_every=None, sample_every=None, tracker=None,
+    )  # fmt: skip
+    return dataclasses.replace(cell, tc=config, start=None, keep=())
+
+
+def measure(cell: Cell, ask, folder: str) -> tuple[float, float, float, float]:
+    """(seconds of a step, of evaluating a token, of the rest of a run, peak GB) of one size and batch.
+
+    From a run of MIN_STEPS steps or, where those are fast, from another one with as many as fit into TRIAL_S.
+    """
+    steps = MIN_STEPS
+    while True:
+        start = time.perf_counter()
+        answer = ask(trial(cell, steps, folder))
+        wall_s = time.perf_counter() - start
+        record = answer.get("record") or answer
+        if record["status"] == "interrupted":
+            raise KeyboardInterrupt
+        if record["status"] not in ("ok", "diverged"):
+            raise UserError(
+                f"--dry_run: {cell} ends with {record['status']}; add --micro_batch_size "
+                f"{max(1, cell.plan.micro_batch_size // 2)}, leave the largest sizes out, or estimate with --mfu"
+            )
+        step_s = record["tokens_per_step"] / record["tokens_per_s"]
+        wanted = min(int(TRIAL_S / step_s), MAX_STEPS)
+        if steps > MIN_STEPS or wanted <= steps:
+            break
+        steps = wanted
+    other_s = max(0.0, wall_s - steps * step_s - record["eval_s"])
+    return step_s, record["eval_s"] / record["val_tokens"], other_s, record["peak_mem_gb"]
+
+
+# ----- other processes that train meanwhile -----
+
+
+def train_beside(cell: Cell, run_cell, device: str, core: int, ready):
+    """Train a cell on one core until this process is killed; `ready` is set after the first step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    tqdm.set_lock(threading.RLock())  # a progress bar's own lock would be reported as leaked after the kill
+    if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
-    model = GPT(cell.mc).to(device)
-    dtype = devices.compute_dtype(cell.tc.dtype, device)
-    optimizer = muon.build(model, cell.plan, cell.tc.grad_clip, dtype, device)
-    loader, rows = Loader(tokens.train, cell.mc.block_size, cell.tc.seed), cell.plan.micro_batch_size
-    batch = [torch.from_numpy(a).to(device) for a in loader.batch(0, rows)]
-    while True:
-        backward(model, *batch, rows, devices.autocast(dtype, device), optimizer)
-        optimizer.step(cell.plan.lr)
+    devices.keep_memory()
+
+    def stop() -> bool:
         ready.set()
+        if not multiprocessing.parent_process().is_alive():
+            os._exit(1)
+        return False
+
+    run_cell(cell.mc, cell.tc, None, (), World(device=device), stop)
 
 
 @contextlib.contextmanager
-def company(cell: Cell, device: str, tokens: TokenData, cores: list[int]):
-    """A process on each core but the first that trains meanwhile, and this one on the first: workers share caches,
-    memory and the clock, and are slower together than alone."""
+def company(cell: Cell, run_cell, device: str, cores: list[int]):
+    """This process on the first core alone, and one that trains `cell` on each of the others.
+
+    Workers share caches, memory and the clock, and are slower together than alone. run_cell : function of a module,
+    (mc, tc, start, keep, world, stop) -> answer.
+    """
     spawn = multiprocessing.get_context("spawn")
-    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-    threads, others = torch.get_num_threads(), []
-    try:
-        for core in cores[1:]:
-            ready = spawn.Event()
-            other = spawn.Process(target=train_for_ever, args=(cell, device, tokens, core, ready), daemon=True)
-            other.start()
-            others.append(other)
-            ready.wait(60)
-        if own:
-            os.sched_setaffinity(0, {cores[0]})
-        torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        if own:
-            os.sched_setaffinity(0, own)
-        for other in others:
-            other.kill()
-            other.join()
+    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    threads = torch.get_num_threads()
+    others = []
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="isoflop_", ignore_cleanup_errors=True))
+        try:
+            for core in cores[1:]:
+                ready = spawn.Event()
+                args = (trial(cell, ENDLESS_STEPS, f"{folder}/{core}"), run_cell, device, core, ready)
+                others.append(spawn.Process(target=train_beside, args=args, daemon=True))
+                others[-1].start()
+                ready.wait(60)
+            if affinity:
+                os.sched_setaffinity(0, {cores[0]})
+            torch.set_num_threads(1)
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            if affinity:
+                os.sched_setaffinity(0, affinity)
+            for other in others:
+                other.kill()
+                other.join()
 
 
-def measure(cell: Cell, device: str, tokens: TokenData) -> tuple[float, float, float]:
-    """(seconds of a step, seconds of evaluating a token, peak memory in GB) of one cell, on its own text."""
-    tc, plan, dtype = cell.tc, cell.plan, devices.compute_dtype(cell.tc.dtype, device)
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-    torch.set_float32_matmul_precision("high")
-    model = GPT(cell.mc).to(device)
-    optimizer = muon.build(model, plan, tc.grad_clip, dtype, device)
-    autocast = devices.autocast(dtype, device)
-    rows = min(plan.batch_size, plan.micro_batch_size)
-    T, V = cell.mc.block_size, cell.mc.vocab_size
-    loader, losses = Loader(tokens.train, T, tc.seed), deque(maxlen=10)
-    times, started = [], time.perf_counter()
-    while len(times) < 5 or (time.perf_counter() - started < TRIAL_S and len(times) < 200):
-        start = time.perf_counter()
-        batch = ((torch.from_numpy(a) % V).to(device) for a in loader.batch(len(times) * rows, rows))
-        loss = backward(model, *batch, rows, autocast, optimizer, plan.z_loss)
-        losses.append(loss)
-        middle = time.perf_counter()
-        optimizer.step(plan.lr)
-        loss.item()
-        times.append((middle - start) * plan.batch_size / rows + time.perf_counter() - middle)
-    optimizer.finish()
-    chunk = torch.randint(V, (max(1, min(2**13, 2**26 // V) // T), T), device=device)
-    took = []
-    with torch.no_grad(), autocast:
-        for _ in range(3):
-            start = time.perf_counter()
-            model(chunk, chunk, reduction="none")[1].cpu()
-            took.append(time.perf_counter() - start)
-    return float(np.median(times[2:])), min(took) / chunk.numel(), devices.peak_memory_gb(device)
+# ----- all cells -----
 
 
 def estimates(
-    cells: list[Cell], device: str, tokens: TokenData, mfu: float | None = None, processes: int = 1
+    cells: list[Cell], ask, device: str, tokens: TokenData, mfu: float | None = None, processes: int = 1
 ) -> list[Estimate]:
-    """One Estimate per cell: measured at up to MEASURED_SHAPES sizes and read between them in logs, or from --mfu.
+    """One Estimate per cell: measured at up to MEASURED_SIZES sizes and read between them in logs, or from mfu.
 
-    A size is measured at its smallest and its largest batch, for a step costs a + b x rows. Memory on a CPU is the
-    process's peak, so sizes are measured from small to large.
+    Parameters
+    ----------
+    ask : function(cell) -> {"record": dict} of a run that all processes of a cell take part in, or {"status": ..}.
+    mfu : share of the device's peak, in place of measured times; UserError where the peak is unknown.
+    processes : that share a cell.
     """
     if mfu is not None:
-        gpu = gpus.find(devices.device_name(device))
-        if gpu is None:
-            raise ValueError(f"--mfu {mfu:g} says nothing here: the peak of this device is not known; leave it out")
-        val = [c.tc.val_tokens * c.plan.flops_per_token_exact / 3 for c in cells]
-        rate = mfu * gpu.peak * processes
-        return [Estimate(c.plan.flops_exact / rate, v / rate, None) for c, v in zip(cells, val, strict=True)]
-    by_n = {}
-    for c in sorted(cells, key=lambda c: (c.plan.n_params_matmul, c.plan.tokens_per_step)):
-        by_n.setdefault(c.plan.n_params_matmul, []).append(c)
-    sizes = list(by_n)
-    picked = sorted({sizes[round(i)] for i in np.linspace(0, len(sizes) - 1, MEASURED_SHAPES)})
-    seen = []
-    for n in picked:
-        few, many = by_n[n][0], by_n[n][-1]
-        step_s, eval_s, memory = measure(few, device, tokens)
-        fixed, row = 0.0, step_s / few.plan.batch_size
-        if many.plan.batch_size > few.plan.batch_size:
-            long_s, eval_s, memory = measure(many, device, tokens)
-            row = (long_s - step_s) / (many.plan.batch_size - few.plan.batch_size)
-            row = max(row, 0.25 * long_s / many.plan.batch_size)  # a few noisy steps must not make rows free
-            fixed = max(0.0, long_s - row * many.plan.batch_size)
-        seen.append((math.log(n), fixed, row, eval_s, memory))
-    x, fixed, row, evaluate, memory = map(np.array, zip(*seen, strict=True))
+        return from_mfu(cells, device, mfu, processes)
+    with tempfile.TemporaryDirectory(prefix="isoflop_", ignore_cleanup_errors=True) as folder:
+        measured = measure_sizes(cells, ask, folder)
+    x, fixed, row, eval_s, other_s, memory = np.array(measured).T
     out = []
     for c in cells:
         at = math.log(c.plan.n_params_matmul)
-        steps = (c.plan.steps - c.start_step) / processes
         step_s = np.interp(at, x, fixed) + c.plan.batch_size * np.exp(np.interp(at, x, np.log(row)))
-        val = min(c.tc.val_tokens, 2**40) / processes
-        out.append(Estimate(
-            steps * float(step_s),
-            val * float(np.exp(np.interp(at, x, np.log(evaluate)))),
-            float(np.interp(at, x, memory)),
-        ))  # fmt: skip
+        val_tokens = validation_rows(tokens, c.mc.block_size, c.tc.val_tokens) * c.mc.block_size
+        out.append(
+            Estimate(
+                train_s=float((c.plan.steps - c.start_step) * step_s),
+                eval_s=float(val_tokens * np.exp(np.interp(at, x, np.log(eval_s)))),
+                other_s=float(np.interp(at, x, other_s)),
+                memory_gb=float(np.interp(at, x, memory)),
+            )
+        )
+    return out
+
+
+def measure_sizes(cells: list[Cell], ask, folder: str) -> list[tuple]:
+    """Per measured size (ln N, seconds of a step, of each row in it, of evaluating a token, of the rest, GB).
+
+    A size is measured at its smallest and its largest batch, for a step costs fixed + row x batch. Memory on a CPU is
+    the process's peak, so sizes are measured from small to large.
+    """
+    by_size = {}
+    for c in sorted(cells, key=lambda c: (c.plan.n_params_matmul, c.plan.batch_size)):
+        by_size.setdefault(c.plan.n_params_matmul, []).append(c)
+    sizes = list(by_size)
+    picked = sorted({round(i) for i in np.linspace(0, len(sizes) - 1, MEASURED_SIZES)})
+    out = []
+    for n in [sizes[i] for i in picked]:
+        few, many = by_size[n][0], by_size[n][-1]
+        step_s, *rest = measure(few, ask, folder)
+        fixed, row = 0.0, step_s / few.plan.batch_size
+        if many.plan.batch_size > few.plan.batch_size:
+            long_s, *rest = measure(many, ask, folder)
+            row = (long_s - step_s) / (many.plan.batch_size - few.plan.batch_size)
+            row = max(row, 0.25 * long_s / many.plan.batch_size)  # a few noisy steps must not make rows free
+            fixed = max(0.0, long_s - row * many.plan.batch_size)
+        out.append((math.log(n), fixed, row, *rest))
+    return out
+
+
+def from_mfu(cells: list[Cell], device: str, mfu: float, processes: int) -> list[Estimate]:
+    """Estimates from a share of the device's peak."""
+    gpu = gpus.find(devices.device_name(device))
+    if gpu is None:
+        raise UserError(f"--mfu {mfu:g} needs the peak of this device, which is unknown; leave it out")
+    flops_per_s = mfu * gpu.peak * processes
+    out = []
+    for c in cells:
+        forward = c.tc.val_tokens * c.plan.flops_per_token_exact / 3
+        out.append(Estimate(c.plan.flops_exact / flops_per_s, forward / flops_per_s, 0.0, None))
     return out
 
 
@@ -187,13 +239,14 @@ def memory_gb(device: str, workers: int = 1) -> float:
 
 
 def marks(cell: Cell, estimate: Estimate | None, room_gb: float | None) -> list[str]:
-    """What is wrong with a cell, and the flag that mends it."""
+    """What is wrong with a cell, and the flag that fixes it."""
     if cell.refused:
         return [f"refused: {cell.refused}"]
     p, out = cell.plan, []
     if p.steps < FEW_STEPS:
-        batch = max(1, p.batch_size * p.steps // FEW_STEPS)
-        out.append(f"under {FEW_STEPS} steps: --batch_size {batch}, or a larger budget")
+        batch = p.smaller_batch()
+        ways_out = f"--batch_size {batch}, or a larger budget" if batch else "a larger budget"
+        out.append(f"under {FEW_STEPS} steps: {ways_out}")
     if p.epochs is not None and p.epochs > MANY_EPOCHS:
         out.append(f"over {MANY_EPOCHS} epochs: --data_dir with {p.epochs / MANY_EPOCHS:.1f} times the text")
     if estimate and room_gb and estimate.memory_gb and estimate.memory_gb > room_gb:
@@ -202,35 +255,48 @@ def marks(cell: Cell, estimate: Estimate | None, room_gb: float | None) -> list[
     return out
 
 
+def row_of(cell: Cell, done: set[str], estimate: Estimate | None, price: float | None) -> dict:
+    """Every column of a cell, by its title; what is not known is left out."""
+    row = {"budget": display.flops(cell.flop_budget, 2), "width": cell.size.n_embd, "depth": cell.size.n_layer}
+    if cell.refused:
+        return row | {"run_id": "refused"}
+    p = cell.plan
+    row |= {"N (matmul)": display.count(p.n_params_matmul), "N total": display.count(p.n_params)}
+    row |= {"N non-emb": display.count(p.n_params_non_embedding), "D": display.count(p.tokens)}
+    row |= {"D/N": display.fixed(p.tokens_per_param, 1), "tok/step": display.count(p.tokens_per_step)}
+    row |= {"steps": display.count(p.steps), "epochs": display.fixed(p.epochs, 2), "6ND": display.flops(p.flops, 3)}
+    row["exact/6ND"] = display.fixed(p.flops_exact / p.flops, 3)
+    row["head"] = display.percent(cell.mc.vocab_size * cell.mc.n_embd / p.n_params_matmul, 0)
+    row |= {"lr": display.sig(p.lr, 3), "seed": cell.seed, "run_id": cell.run_id + "*" * bool(cell.start)}
+    if estimate:
+        row["time"] = display.seconds(estimate.seconds)
+        if estimate.memory_gb:
+            row["memory"] = f"{estimate.memory_gb:.2f} GB"
+        if price:
+            row["cost"] = display.sig(estimate.seconds / 3600 * price, 3)
+    if cell.run_id in done:
+        row["time"] = "done"
+    return row
+
+
 def table(cells: list[Cell], done: set[str], costs: list | None = None, price=None, room_gb=None, full=False) -> str:
-    """The cells as text: what each is and (in `full`) every N, the rate, memory and cost; marks are explained below."""
-    rows, noted = [], {}
-    for i, c in enumerate(cells):
-        e = costs[i] if costs else None
-        found = "".join(f" !{noted.setdefault(t, len(noted) + 1)}" for t in marks(c, e, room_gb))
-        row = {"budget": f"{c.flop_budget:.2g}", "width": c.shape[0], "depth": c.shape[1]}
-        if p := c.plan:
-            row["N (matmul)"] = f"{p.n_params_matmul:,}"
-            if full:
-                row |= {"N total": f"{p.n_params:,}", "N non-emb": f"{p.n_params_non_embedding:,}"}
-            row |= {"D": f"{p.tokens:,}", "D/N": f"{p.tokens_per_param:.1f}", "tok/step": f"{p.tokens_per_step:,}"}
-            row |= {"steps": f"{p.steps:,}", "epochs": "?" if p.epochs is None else f"{p.epochs:.2f}"}
-            row |= {"6ND": f"{p.flops:.3g}", "exact/6ND": f"{p.flops_exact / p.flops:.3f}"}
-            row["head"] = f"{c.mc.vocab_size * c.mc.n_embd / p.n_params_matmul:.0%}"
-            if full:
-                row |= {"lr": f"{p.lr:.3g}", "seed": c.seed}
-            row["time"] = "done" if c.run_id in done else f"{e.seconds:.1f} s" if e else ""
-            if full:
-                row["memory"] = f"{e.memory_gb:.2f} GB" if e and e.memory_gb else ""
-            if price:
-                row["cost"] = f"{e.seconds / 3600 * price:.3g}" if e else ""
-        row["run_id"] = "refused" if c.refused else c.run_id + ("*" if c.start else "")
-        rows.append((row, found))
-    names = list(dict.fromkeys(k for row, _ in rows for k in row if k != "run_id")) + ["run_id"]
-    wide = {k: max(len(k), *(len(str(row.get(k, ""))) for row, _ in rows)) for k in names}
-    lines = [" ".join(k.rjust(wide[k]) for k in names)]
-    lines += [" ".join(str(row.get(k, "")).rjust(wide[k]) for k in names) + found for row, found in rows]
-    lines += [f"!{number} {text}" for text, number in noted.items()]
-    if any(c.start for c in cells):
+    """The cells as text: what each is and (in `full`) every N, the rate, memory and cost; marks are explained below.
+
+    Parameters
+    ----------
+    done : run_ids that have a row already.
+    costs : an Estimate or None per cell.
+    price : of an hour of one process.
+    room_gb : memory that one process may fill.
+    """
+    rows, notes = [], {}
+    for cell, estimate in zip(cells, costs or [None] * len(cells), strict=True):
+        row = row_of(cell, done, estimate, price)
+        found = [f"!{notes.setdefault(text, len(notes) + 1)}" for text in marks(cell, estimate, room_gb)]
+        rows.append(row | {"": " ".join(found)})
+    names = [name for name in COLUMNS if any(name in row for row in rows) and (full or name not in ONLY_FULL)]
+    lines = [display.text_table(names, [[row.get(name, "") for name in names] for row in rows], align="r", gap=1)]
+    lines += [f"!{number} {text}" for text, number in notes.items()]
+    if any(cell.start for cell in cells):
         lines.append("* branches off the largest budget's run of its size: its time is that of its own steps")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""Which cells a sweep has: sizes around the best guess, rates, trunks, and the plan of every cell.
+"""Which cells a sweep has: sizes around the best guess, learning rates, trunks.
 
-Plain arithmetic on configurations. The plan of a cell is made by the code that will run it, plan.resolve().
+Plain arithmetic on configurations. The plan of a cell is made by the code that will run it, resolve() of train/plan.py.
 """
 
 import hashlib
@@ -11,15 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
+from isoflop import files
 from isoflop.config import ModelConfig, from_depth
 from isoflop.fit.isoflop import fit_isoflop
 from isoflop.flops import count_params
-from isoflop.sweep.cells import SHAPES, Cell, Planner, Shape, default_depth
-from isoflop.train.checkpoint import write
+from isoflop.options import UserError
+from isoflop.sweep.cells import SIZE_LADDER, Cell, ModelSize, Planner, default_depth
 
 PRIOR_SLOPE = 0.5  # of ln N* over ln C before two budgets have shown another: Hoffmann et al. 2022, table 2
-TUNE_FACTORS = (0.5, 0.71, 1.0, 1.41, 2.0)  # rates that --tune_lr tries, over the rule's
 PRIOR_WEIGHT = 1.0  # what that prior weighs, in budgets an e-fold of C apart
+TUNE_FACTORS = (0.5, 0.71, 1.0, 1.41, 2.0)  # rates that --tune_lr tries, over the rule's
+NEAR_BEST = 0.02  # a run whose loss is this much above the lowest weighs half in the parabola of best_rate()
 
 
 # ----- sizes -----
@@ -30,29 +32,54 @@ def guess_n_opt(flops: float) -> float:
     return math.sqrt(flops / 120)
 
 
-def default_shapes(flops: float, vocab_size: int, sizes: int, centre: float | None = None) -> list[tuple[int, int]]:
-    """The `sizes` neighbours on the ladder of SHAPES that centre best, in ln N, on the best guess for this budget."""
-    ln_n = [math.log(count_params(ModelConfig(d, w, vocab_size=vocab_size))["matmul"]) for w, d in SHAPES]
-    goal = math.log(centre or guess_n_opt(flops))
-    starts = range(max(1, len(SHAPES) - sizes + 1))
-    start = min(starts, key=lambda i: abs(ln_n[i] + ln_n[min(i + sizes, len(SHAPES)) - 1] - 2 * goal))
-    return list(SHAPES[start : start + sizes])
+def default_sizes(flops: float, vocab_size: int, sizes: int) -> list[ModelSize]:
+    """The `sizes` neighbours on SIZE_LADDER whose middle, in ln N, is nearest to the first guess for this budget."""
+    ln_n = []
+    for n_embd, n_layer in SIZE_LADDER:
+        ln_n.append(math.log(count_params(ModelConfig(n_layer, n_embd, vocab_size=vocab_size))["matmul"]))
+    goal = math.log(guess_n_opt(flops))
+    best, start = math.inf, 0
+    for first in range(max(1, len(SIZE_LADDER) - sizes + 1)):
+        last = min(first + sizes, len(SIZE_LADDER)) - 1
+        off = abs(ln_n[first] + ln_n[last] - 2 * goal)
+        if off < best:
+            best, start = off, first
+    return [ModelSize(*rung) for rung in SIZE_LADDER[start : start + sizes]]
 
 
-def spread_shapes(planner: "Planner", centre: float, sizes: int, more: float = 0.0) -> list[tuple[int, int]]:
-    """`sizes` rungs of the ladder of SHAPES around N = centre, two doublings either side (fewer for up to 4 sizes).
+def spread_sizes(planner: Planner, centre: float, sizes: int, more: float = 0.0) -> list[ModelSize]:
+    """`sizes` rungs of SIZE_LADDER around N = centre, two doublings either side (fewer for up to 4 sizes).
 
     `more` is added to either side, in ln N.
     """
-    ln_n = np.array([math.log(planner.n((*s, None))) for s in SHAPES])
+    ln_n = np.log([planner.n(ModelSize(*rung)) for rung in SIZE_LADDER])
     reach = min(2.0, (sizes - 1) / 2) * math.log(2) + more
     middle = np.clip(math.log(centre), ln_n[0] + reach, max(ln_n[0] + reach, ln_n[-1] - reach))
-    picked = set()
+    free = list(range(len(SIZE_LADDER)))
+    picked = []
     for goal in np.linspace(-reach, reach, sizes) + middle:
-        free = [i for i in range(len(SHAPES)) if i not in picked]
         if free:
-            picked.add(min(free, key=lambda i: abs(ln_n[i] - goal)))
-    return [SHAPES[i] for i in sorted(picked)]
+            distances = [abs(ln_n[i] - goal) for i in free]
+            picked.append(free.pop(int(np.argmin(distances))))
+    return [ModelSize(*SIZE_LADDER[i]) for i in sorted(picked)]
+
+
+def depth_sizes(depths) -> list[ModelSize]:
+    """The one-knob family: N layers, width 64 N."""
+    sizes = []
+    for depth in depths:
+        row = from_depth(depth)
+        sizes.append(ModelSize(row["n_embd"], row["n_layer"], row["n_embd"] // row["head_size"]))
+    return sizes
+
+
+def ablation_sizes(sc, planner: Planner) -> list[ModelSize]:
+    """The sizes of --ablation, the same at every budget: they reach further the further apart the budgets are."""
+    if sc.depths or sc.n_embds:
+        return sizes_of(sc, planner, None, 0.0)
+    low, high = math.log(min(sc.flop_budgets)), math.log(max(sc.flop_budgets))
+    centre = guess_n_opt(math.exp((low + high) / 2))
+    return spread_sizes(planner, centre, sc.sizes, 0.25 * (high - low))
 
 
 def best_guess(flops: float, rows: list[dict]) -> float | None:
@@ -64,38 +91,41 @@ def best_guess(flops: float, rows: list[dict]) -> float | None:
     rows = [r for r in rows if r["status"] == "ok" and float(r["flop_budget"]) < 0.99 * flops]
     if not rows:
         return None
-    n, d, c, loss, budget = (
-        np.array([float(r[k]) for r in rows]) for k in ("n_params_matmul", "tokens", "flops", "val_loss", "flop_budget")
-    )
-    found = {}
-    for v in fit_isoflop(n, d, c, loss, budget, resamples=0).budgets:
-        at = v.rows if v.rows is not None else []
-        if len(at):
-            found[float(budget[at[0]])] = v.n_opt or float(n[at][np.argmin(loss[at])])
-    if not found:
+    columns = []
+    for name in ("n_params_matmul", "tokens", "flops", "val_loss", "flop_budget"):
+        columns.append(np.array([float(r[name]) for r in rows]))
+    n, _, _, loss, budget = columns
+    optima = {}
+    for found in fit_isoflop(*columns, resamples=0).budgets:
+        at = found.rows
+        if at is not None and len(at):
+            lowest = float(n[at][np.argmin(loss[at])])
+            optima[float(budget[at[0]])] = found.n_opt or lowest
+    if not optima:
         return None
-    x, y = np.log(list(found)), np.log(list(found.values()))
+    x, y = np.log(list(optima)), np.log(list(optima.values()))
     dx, dy = x - x.mean(), y - y.mean()
     slope = (PRIOR_WEIGHT * PRIOR_SLOPE + (dx * dy).sum()) / (PRIOR_WEIGHT + (dx * dx).sum())
     return float(np.exp(y.mean() + np.clip(slope, 0.2, 0.8) * (math.log(flops) - x.mean())))
 
 
-# ----- rates -----
+# ----- learning rates -----
 
 
 def best_rate(rates, losses) -> tuple[float, bool]:
     """The rate of least loss, and whether it is the first or the last one tried.
 
-    Within: the vertex of a parabola of the loss in ln rate, runs 2% above the lowest weighing half, kept between the
-    lowest run's neighbours.
+    Within: the vertex of a parabola of the loss in ln rate, runs NEAR_BEST above the lowest weighing half, kept between
+    the lowest run's neighbours.
     """
-    x, y = np.log(rates), np.asarray(losses, float)
-    x, y = x[np.argsort(x)], y[np.argsort(x)]
-    i = int(np.argmin(y))
-    if i in (0, len(x) - 1):
-        return float(np.exp(x[i])), True
-    w = 1 / (1 + ((y / y[i] - 1) / 0.02) ** 2)
-    bend, slope, _ = np.polyfit(x - x[i], y, 2, w=np.sqrt(w))
+    order = np.argsort(rates)
+    rates, losses = np.asarray(rates, float)[order], np.asarray(losses, float)[order]
+    i = int(np.argmin(losses))
+    if i in (0, len(rates) - 1):
+        return float(np.exp(np.log(rates[i]))), True
+    x = np.log(rates)
+    weights = 1 / (1 + ((losses / losses[i] - 1) / NEAR_BEST) ** 2)
+    bend, slope, _ = np.polyfit(x - x[i], losses, 2, w=np.sqrt(weights))
     at = -slope / (2 * bend) if bend > 0 else 0.0
     return float(np.exp(np.clip(x[i] + at, x[i - 1], x[i + 1]))), False
 
@@ -109,101 +139,139 @@ def rate_between(n: float, ends: list[tuple[float, float]]) -> float:
     return float(math.exp(math.log(r0) + share * (math.log(r1) - math.log(r0))))
 
 
-def depth_shapes(depths) -> list[Shape]:
-    """The one-knob family as shapes."""
-    rows = [from_depth(d) for d in depths]
-    return [(r["n_embd"], r["n_layer"], r["n_embd"] // r["head_size"]) for r in rows]
-
-
-# ----- the grid that was decided for a budget, kept so that the same command runs the same cells again -----
+# ----- the sizes of a budget, kept so that the same command has the same cells -----
 
 
 def decided(folder: Path) -> dict:
+    """grid.json: what sizes were decided for each budget; {} where there is none."""
     try:
-        return json.loads((folder / "grid.json").read_text())
+        kept = files.read_json(Path(folder) / "grid.json")
     except (OSError, ValueError):
         return {}
+    return kept if isinstance(kept, dict) else {}
 
 
 def budget_key(flops: float, sizes: int, planner: Planner) -> str:
-    what = {k: str(v) for k, v in sorted(planner.of(ModelConfig).items())} | {"preset": planner.flags.get("preset")}
-    tail = hashlib.sha256(json.dumps([what, planner.vocab_size, planner.source]).encode()).hexdigest()[:8]
+    """The key of a budget in grid.json; it differs between models and vocabularies."""
+    model = {name: str(value) for name, value in sorted(planner.typed(ModelConfig).items())}
+    model["preset"] = planner.flags.get("preset")
+    tail = hashlib.sha256(json.dumps([model, planner.vocab_size, planner.source]).encode()).hexdigest()[:8]
     return f"{flops:g} {sizes} sizes {tail}"
 
 
-# ----- which cells, as far as the results so far say -----
-
-
-def sizes_of(sc, planner: Planner, book, flops: float) -> list[Shape]:
-    """The shapes of one budget. What was decided once, on the fits of that day, is kept in json."""
-    if sc.depths:
-        return depth_shapes(sc.depths)
-    if sc.n_embds:
-        depths = sc.n_layers or [default_depth(w) for w in sc.n_embds]
-        return list(zip(sc.n_embds, depths, sc.n_heads or [None] * len(depths), strict=True))
-    if not sc.moves:
-        return [(*s, None) for s in default_shapes(flops, planner.vocab_size, sc.sizes)]
-    kept, key = decided(book.folder), budget_key(flops, sc.sizes, planner)
+def moving_sizes(sc, planner: Planner, results, flops: float, save: bool) -> list[ModelSize]:
+    """Sizes around the fit of the budgets below this one, or those that were decided earlier."""
+    kept, key = decided(results.folder), budget_key(flops, sc.sizes, planner)
     if key not in kept:
-        own = best_guess(flops, book.rows)
+        own = best_guess(flops, results.rows)
         centre = own or guess_n_opt(flops)
-        kept[key] = {"centre": round(centre), "by": "own fits" if own else "D = 20 N"}
-        kept[key]["shapes"] = spread_shapes(planner, centre, sc.sizes)
-        if not sc.dry_run:
-            write(book.folder / "grid.json", json.dumps(kept, indent=1))
-    return [(w, d, None) for w, d in kept[key]["shapes"]]
+        pairs = [size[:2] for size in spread_sizes(planner, centre, sc.sizes)]
+        kept[key] = {"centre": round(centre), "by": "own fits" if own else "D = 20 N", "shapes": pairs}
+        if save:
+            files.write_json(results.folder / "grid.json", kept, indent=1)
+    try:
+        return [ModelSize(int(width), int(layers)) for width, layers in kept[key]["shapes"]]
+    except (TypeError, ValueError, KeyError, OverflowError):
+        raise UserError(
+            f"{results.folder / 'grid.json'} holds no sizes for {flops:g} FLOPs; repair it, or remove it to decide anew"
+        ) from None
 
 
-def rates_of(sc, planner: Planner, book, flops: float, shapes) -> tuple[list[Cell], list]:
+# ----- the cells -----
+
+
+def sizes_of(sc, planner: Planner, results, flops: float, save: bool = False) -> list[ModelSize]:
+    """The model sizes of one budget. save : whether sizes that follow the results are kept in grid.json."""
+    if sc.depths:
+        return depth_sizes(sc.depths)
+    if sc.n_embds:
+        depths = sc.n_layers or [default_depth(width) for width in sc.n_embds]
+        heads = sc.n_heads or [None] * len(depths)
+        return [ModelSize(*size) for size in zip(sc.n_embds, depths, heads, strict=True)]
+    if sc.moves:
+        return moving_sizes(sc, planner, results, flops, save)
+    return default_sizes(flops, planner.vocab_size, sc.sizes)
+
+
+def rates_of(sc, planner: Planner, results, flops: float, sizes) -> tuple[list[Cell], list]:
     """(probes of a budget, [(N, best rate, on the edge?)] of its smallest and largest size as far as they have run).
 
     With --seeds each rate is tried with all of them, and has their mean loss: seeds move a small model's loss by more
-    than rates do. A rate that failed with any seed is left out.
+    than rates do. A rate that failed with any seed is left out. A probe may be a run of the grid, too (the best rate
+    was the first tried), so that losses are taken from all rows.
     """
+    losses = {r["run_id"]: float(r["val_loss"]) for r in results.all_rows() if r["status"] == "ok"}
+    ordered = sorted(sizes, key=planner.n)
     probes, ends = [], []
-    rows = {r["run_id"]: float(r["val_loss"]) for r in book.probe_rows if r["status"] == "ok"}
-    ordered = sorted(shapes, key=planner.n)
-    for shape in dict.fromkeys((ordered[0], ordered[-1])):
-        base = planner.cell(shape, flops)
+    for size in dict.fromkeys((ordered[0], ordered[-1])):
+        base = planner.cell(size, flops)
         if base.refused:
             continue
-        factor = math.sqrt(planner.world.size) if base.tc.total_batch_size is None else 1.0  # resolve() multiplies
+        rates = sc.lrs or [round(base.plan.lr * factor, 6) for factor in TUNE_FACTORS]
         found = {}
-        for rate in sorted(set(sc.lrs or [round(base.plan.lr / factor * f, 6) for f in TUNE_FACTORS])):
-            about = {"more": {"lr": rate}, "probe": True, "lr_from": "tried"}
-            tried = [planner.cell(shape, flops, seed, **about) for seed in sc.seeds or [None]]
+        for rate in sorted(set(rates)):
+            tried = []
+            for seed in sc.seeds or [None]:
+                tried.append(planner.cell(size, flops, seed, {"lr": rate}, probe=True, lr_from="tried"))
             probes += tried
-            if all(c.run_id in rows for c in tried):
-                found[rate] = float(np.mean([rows[c.run_id] for c in tried]))
+            if all(c.run_id in losses for c in tried):
+                found[rate] = float(np.mean([losses[c.run_id] for c in tried]))
         if len(found) >= 3:
             ends.append((base.plan.n_params_matmul, *best_rate(list(found), list(found.values()))))
     return probes, ends
 
 
-def stages(sc, planner: Planner, book) -> Iterator[list[Cell]]:
-    """Lists of cells, each planned when those before it have run (or, in a dry run, as if they never had)."""
+def trunk_cells(sc, planner: Planner, sizes: dict[float, list[ModelSize]]) -> list[Cell]:
+    """The cells of --reuse_trunk: for each size a trunk and its branches. sizes : of each budget."""
+    budgets_of = {}
+    for flops, group in sizes.items():
+        for size in group:
+            budgets_of.setdefault(size, []).append(flops)
+    cells = []
+    for seed in sc.seeds or [None]:
+        for size, budgets in budgets_of.items():
+            cells += planner.family(size, budgets, seed)
+    return cells
+
+
+def budget_cells(sc, planner: Planner, flops: float, sizes: list[ModelSize], ends: list) -> list[Cell]:
+    """The cells of one budget. ends : of rates_of(), or empty where rates are not tuned."""
+    cells = []
+    for i, size in enumerate(sizes):
+        tuned, about = {}, {}
+        if ends and not planner.refuses(size):
+            tuned["lr"] = rate_between(planner.n(size), [ends[0][:2], ends[-1][:2]])
+            about = {"lr_from": "tuned", "lr_on_edge": int(any(on_edge for _, _, on_edge in ends))}
+        seeds = sc.seeds or [None]
+        if sc.seeds_on == "middle" and i != len(sizes) // 2:
+            seeds = seeds[:1]
+        for seed in seeds:
+            cells.append(planner.cell(size, flops, seed, tuned, **about))
+    return cells
+
+
+def stages(sc, planner: Planner, results, save: bool = True) -> Iterator[list[Cell]]:
+    """Lists of cells, each planned when those before it have run (or, in a dry run, as if they never had).
+
+    save : whether sizes that follow the results are kept in grid.json.
+    """
     budgets = sorted(set(sc.flop_budgets))
-    for group in [[c] for c in budgets] if sc.moves else [budgets]:
-        shapes = {c: sizes_of(sc, planner, book, c) for c in group}
-        if sc.lrs or sc.tune_lr:
-            yield [p for c in group for p in rates_of(sc, planner, book, c, shapes[c])[0]]
+    groups = [[flops] for flops in budgets] if sc.moves else [budgets]
+    tunes = bool(sc.lrs or sc.tune_lr)
+    for group in groups:
+        sizes = {flops: sizes_of(sc, planner, results, flops, save) for flops in group}
+        if tunes:
+            probes = []
+            for flops in group:
+                probes += rates_of(sc, planner, results, flops, sizes[flops])[0]
+            yield probes
         cells = []
         if sc.reuse_trunk:
-            at = {}
-            for c in group:
-                for shape in shapes[c]:
-                    at.setdefault(shape, []).append(c)
-            for seed in sc.seeds or [None]:
-                cells += [cell for shape, cs in at.items() for cell in planner.family(shape, cs, seed)]
+            cells = trunk_cells(sc, planner, sizes)
         else:
-            for c in group:
-                ends = rates_of(sc, planner, book, c, shapes[c])[1] if sc.lrs or sc.tune_lr else []
-                for i, shape in enumerate(shapes[c]):
-                    tuned, about = {}, {}
-                    if ends and not planner.refuses(shape):
-                        tuned = {"lr": rate_between(planner.n(shape), [ends[0][:2], ends[-1][:2]])}
-                        about = {"lr_from": "tuned", "lr_on_edge": int(any(e[2] for e in ends))}
-                    many = sc.seeds_on == "all" or i == len(shapes[c]) // 2
-                    for seed in (sc.seeds or [None])[: None if many else 1]:
-                        cells.append(planner.cell(shape, c, seed, tuned, **about))
+            for flops in group:
+                ends = []
+                if tunes:
+                    ends = rates_of(sc, planner, results, flops, sizes[flops])[1]
+                cells += budget_cells(sc, planner, flops, sizes[flops], ends)
         yield list({c.run_id: c for c in cells}.values())

@@ -1,28 +1,28 @@
-"""The CSV of a sweep and the lock on its folder: what was run and what it cost, through kills and full disks.
+"""The results of a sweep on the disk: what was run and what it cost, through kills and full disks.
 
-    python -c "import ledger; print(ledger.Book('sweep_results', mend=False).spent())"
+    python -c "from isoflop.sweep.results import ResultsFile; print(ResultsFile('sweep_results', repair=False).spent())"
 
-runs.csv has a row per finished cell, probes.csv (same columns) one per run that only looked for a learning rate. One
-process writes them; rows are never rewritten.
+runs.csv has a row per finished cell, probes.csv (same columns) one per run that only looked for a learning rate,
+begun.jsonl a line per run that was started. One process writes them; rows are never rewritten.
 """
 
 import contextlib
 import csv
-import fcntl
 import io
 import json
 import math
 import os
 import shlex
-import socket
+import shutil
 import sys
-import time
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
 
-from isoflop.distributed import launcher
+from isoflop import files
+from isoflop.distributed import launch_command
+from isoflop.options import UserError
 from isoflop.sweep.cells import Cell
 from isoflop.train.record import RunRecord
 
@@ -31,220 +31,306 @@ from isoflop.train.record import RunRecord
 #   lr_from      rule, given, or tuned (--tune_lr, --lrs)
 #   lr_on_edge   whether the best rate tried at this budget was the smallest or the largest one
 #   trunk        run_id of the run that this one branched off
-#   flops_spent  what was computed for this row: less than `flops`, the run's own 6ND, by what its trunk had done
+#   flops_spent  what was computed for this row: less than `flops`, the run's own 6ND, by what its trunk had done, and
+#                nothing where the run is a probe's, whose row has its cost
 EXTRA = ("source", "lr_from", "lr_on_edge", "trunk", "flops_spent")
 HEADER = [f.name for f in fields(RunRecord)] + list(EXTRA)
-
-
-# ----- the folder's lock -----
-
-
-@contextlib.contextmanager
-def locked(out_dir: Path):
-    """Hold out_dir for this process: an operating-system lock, which dies with it. The file says who holds it."""
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        handle = open(out_dir / ".lock", "a+")
-    except OSError as error:
-        raise ValueError(f"--out_dir {out_dir} can't be written ({error.strerror}); name another folder") from None
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            handle.seek(0)
-            who = handle.read().strip() or "unknown process"
-            raise ValueError(
-                f"--out_dir {out_dir} is in use by another sweep ({who}); wait for it, or name another"
-            ) from None
-        with contextlib.suppress(OSError):  # a full disk: the lock holds, only its note is missing
-            handle.truncate(0)
-            handle.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}\n")
-            handle.flush()
-        yield
+UNFINISHED = {"peer_lost", "interrupted"}  # statuses of runs that their machine ended: no results, they run again
+FEW_SEEDS = 4  # with fewer degrees of freedom a budget is given the noise of all budgets
 
 
 # ----- the CSV -----
 
 
-def read_rows(path: Path, mend: bool = True) -> list[dict]:
-    """The rows of a CSV of ours. A damaged last row (a kill, a full disk) is moved aside; its run is done again."""
+def read_rows(path: Path, repair: bool = True) -> list[dict]:
+    """The rows of a CSV of ours. A damaged last row (a kill, a full disk) is moved aside; its run is done again.
+
+    repair : False to leave the file as it is.
+    """
     if not path.exists() or not path.stat().st_size:
         return []
     raw = path.read_bytes()
     whole = raw[: raw.rfind(b"\n") + 1]
-    ours = ",".join(HEADER).encode() + b"\n"
-    if not raw.startswith(ours) and not ours.startswith(raw):  # the second: our own header, cut short
-        odd = sorted(set(raw.decode(errors="replace").split("\n")[0].strip().split(",")) ^ set(HEADER))
-        raise ValueError(
-            f"{path} has another header (differs in {', '.join(odd[:6]) or 'the order of its columns'}); it is left "
-            "as it is: name another --out_dir, or move it away"
-        )
+    check_header(path, raw)
     rows = list(csv.reader(io.StringIO(whole.decode(errors="replace"), newline="")))
-    bad = [i for i, row in enumerate(rows) if i and not _sound(row)]
+    bad = [i for i, row in enumerate(rows) if i > 0 and not is_sound(row)]
     if bad and bad[0] < len(rows) - 1:
-        raise ValueError(f"{path}: line {bad[0] + 1} is damaged; delete that line, and its run is done again")
+        raise UserError(f"{path}: line {bad[0] + 1} is damaged; delete that line, and its run is done again")
     if bad:
         whole = whole[: whole[:-1].rfind(b"\n") + 1]
         rows = rows[:-1]
-    if raw != whole and mend:
+    if raw != whole and repair:
         with open(path.with_suffix(".torn"), "ab") as f:
             f.write(raw[len(whole) :] + b"\n")
         os.truncate(path, len(whole))
     return [dict(zip(HEADER, row, strict=True)) for row in rows[1:]]
 
 
-def _sound(row: list[str]) -> bool:
+def check_header(path: Path, raw: bytes):
+    """UserError where a CSV has other columns than ours; our own header, cut short, passes."""
+    ours = ",".join(HEADER).encode() + b"\n"
+    if raw.startswith(ours) or ours.startswith(raw):
+        return
+    first_line = raw.decode(errors="replace").split("\n")[0].strip()
+    odd = sorted(set(first_line.split(",")) ^ set(HEADER))
+    difference = ", ".join(odd[:6]) or "the order of its columns"
+    raise UserError(
+        f"{path} has another header (differs in {difference}); it is left as it is: name another --out_dir, or move "
+        "it away"
+    )
+
+
+def is_sound(row: list[str]) -> bool:
     """Whether a row has every column, and numbers where spending is counted."""
     if len(row) != len(HEADER):
         return False
+    values = dict(zip(HEADER, row, strict=True))
     try:
-        cells = dict(zip(HEADER, row, strict=True))
-        return bool(cells["run_id"] and cells["status"] and float(cells["flops_spent"]) >= 0)
+        return bool(values["run_id"] and values["status"] and float(values["flops_spent"]) >= 0)
     except ValueError:
         return False
 
 
 def append_row(path: Path, row: dict):
-    """One row in one write, on the disk before this returns."""
+    """One row in one write, on the disk before this returns; a new file gets the header first."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if not path.exists() or not path.stat().st_size:
         writer.writerow(HEADER)
-    writer.writerow("" if row.get(name) is None else row[name] for name in HEADER)
-    append(path, text.getvalue())
+    writer.writerow(as_text(row).values())
+    files.append_line(path, text.getvalue())
 
 
-def append(path: Path, text: str):
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        if os.write(fd, text.encode()) < len(text.encode()):
-            raise OSError(f"{path}: the disk is full; make room and run the same command again, no run is lost")
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def as_text(row: dict) -> dict:
+    """A row as the CSV gives it back: every column, as text, what is unknown as ""."""
+    out = {}
+    for name in HEADER:
+        value = row.get(name)
+        out[name] = "" if value is None else str(value)
+    return out
 
 
-class Book:
-    """What was run in an out_dir. Every cell is noted before it starts: one that never ended counts in full.
+# ----- all of a folder -----
 
-    That makes --total_flops a hard cap: how far a killed run came is not known, so it can't be counted as less.
+
+class ResultsFile:
+    """What was run in the out_dir of a sweep.
+
+    Every cell is noted before it starts: one that never ended counts in full. That makes --total_flops a hard cap: how
+    far a killed run came is not known, so it can't be counted as less.
     """
 
-    def __init__(self, out_dir: str | Path, mend: bool = True):
+    def __init__(self, out_dir: str | Path, repair: bool = True):
         self.folder = Path(out_dir)
-        self.path, self.probes, self.begun = (self.folder / n for n in ("runs.csv", "probes.csv", "begun.jsonl"))
-        self.rows, self.probe_rows = read_rows(self.path, mend), read_rows(self.probes, mend)
+        self.path = self.folder / "runs.csv"
+        self.probes_path = self.folder / "probes.csv"
+        self.begun_path = self.folder / "begun.jsonl"
+        self.rows = read_rows(self.path, repair)
+        self.probe_rows = read_rows(self.probes_path, repair)
         self.elsewhere = 0.0  # FLOPs that a service has counted and that left nothing here
         self.lost: dict[str, list[float]] = {}  # run_id -> FLOPs of each attempt that has left no row
-        if self.begun.exists():
-            for line in self.begun.read_text(errors="replace").splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    note = json.loads(line)
-                    if note["flops"] < 0:
-                        self._ended(note["run_id"])
-                    else:
-                        self.lost.setdefault(note["run_id"], []).append(float(note["flops"]))
-        for row in self.all_rows():
+        self._read_begun()
+
+    @classmethod
+    def open(cls, out_dir: str | Path, source: str, texts: list, repair: bool = True) -> "ResultsFile":
+        """The results of a sweep; UserError where the rows in out_dir are of another source of losses or another text.
+
+        texts : token data of this sweep, each with `meta` as in TokenData; losses on two texts have no law in common.
+        repair : False to leave damaged files as they are.
+        """
+        results = cls(out_dir, repair)
+        others = {r["source"] for r in results.all_rows()} - {source}
+        if others:
+            raise UserError(
+                f"--out_dir {out_dir} holds rows of another kind ({min(others)}) than this sweep's ({source}); name "
+                "another --out_dir"
+            )
+        known = {(str(t.meta["vocab_size"]), t.meta["corpus_sha256"][:8]) for t in texts}
+        for row in results.all_rows():
+            name, _, corpus = row["data"].rpartition("@")  # empty where no text was read
+            same = [size for size, text in known if size == row["vocab_size"] and corpus in ("", text)]
+            if row["vocab_size"] and not same:
+                raise UserError(
+                    f"--out_dir {out_dir} holds runs on another text ({name or source}, {row['vocab_size']} tokens): "
+                    "their losses have no law in common; name another --out_dir"
+                )
+        return results
+
+    def _read_begun(self):
+        """What was started here and has left no row."""
+        if not self.begun_path.exists():
+            return
+        for line in self.begun_path.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                note = json.loads(line)
+                if note["flops"] < 0:
+                    self._ended(note["run_id"])
+                else:
+                    self.lost.setdefault(note["run_id"], []).append(float(note["flops"]))
+        for row in self.probe_rows:
             self._ended(row["run_id"])
+        for row in self.rows:
+            if not self._is_probe_s(row):
+                self._ended(row["run_id"])
+
+    def _is_probe_s(self, row: dict) -> bool:
+        """Whether a row of runs.csv is of a run that a probe has trained and is charged with."""
+        return float(row["flops_spent"]) == 0 and row["run_id"] in {r["run_id"] for r in self.probe_rows}
 
     def _ended(self, run_id: str):
         if self.lost.get(run_id):
             self.lost[run_id].pop()
 
+    # ----- what there is -----
+
     def all_rows(self) -> list[dict]:
         return self.rows + self.probe_rows
 
     def done(self) -> set[str]:
-        return {row["run_id"] for row in self.all_rows()}
+        """run_ids that need not run again: in either file, with a result or a failure of their own."""
+        return {row["run_id"] for row in self.all_rows() if row["status"] not in UNFINISHED}
+
+    def places(self) -> set[tuple]:
+        """The places of the grid that have a usable result, as Cell.place has them."""
+        found = set()
+        for r in self.rows:
+            if r["status"] == "ok":
+                found.add((int(r["n_embd"]), int(r["n_layer"]), float(r["flop_budget"]), int(r["seed"])))
+        return found
 
     def spent(self) -> float:
         """FLOPs of everything ever run here, probes and cut-off runs included."""
-        return (
-            sum(float(r["flops_spent"]) for r in self.all_rows()) + sum(map(sum, self.lost.values())) + self.elsewhere
-        )
+        rows = sum(float(r["flops_spent"]) for r in self.all_rows())
+        return rows + self.cut_off() + self.elsewhere
+
+    def cut_off(self) -> float:
+        """FLOPs of runs that never ended, each counted in full."""
+        return sum(map(sum, self.lost.values()))
 
     def hours(self) -> float:
         """Hours of all runs, start-up and evaluation included; two that ran side by side count twice."""
         seconds = 0.0
-        for r in self.all_rows():
-            share = float(r["flops_spent"]) / float(r["flops"]) if r["trunk"] and float(r["flops"] or 0) else 1.0
+        for r in self.probe_rows + [r for r in self.rows if not self._is_probe_s(r)]:
+            spent, flops = float(r["flops_spent"]), float(r["flops"] or 0)
+            share = spent / flops if r["trunk"] and flops else 1.0
             seconds += float(r["train_s"] or 0) * share + float(r["eval_s"] or 0) + float(r["startup_s"] or 0)
         return seconds / 3600
 
+    # ----- what is added -----
+
     def begin(self, cell: Cell):
-        append(self.begun, json.dumps({"run_id": cell.run_id, "flops": cell.cost}) + "\n")
+        """Note that a cell is started."""
+        files.append_line(self.begun_path, json.dumps({"run_id": cell.run_id, "flops": cell.cost}))
         self.lost.setdefault(cell.run_id, []).append(cell.cost)
 
     def withdraw(self, cell: Cell):
-        """Take a begun cell back: its checkpoint is kept, and it will count when it goes on."""
-        append(self.begun, json.dumps({"run_id": cell.run_id, "flops": -cell.cost}) + "\n")
+        """Take a begun cell back: its checkpoint is kept, and it will count when it is resumed."""
+        files.append_line(self.begun_path, json.dumps({"run_id": cell.run_id, "flops": -cell.cost}))
         self._ended(cell.run_id)
 
-    def add(self, cell: Cell, record: dict, source: str) -> dict:
+    def add(self, cell: Cell, record: dict, source: str):
         """Append the row of a cell that ended, one way or another."""
-        ran = record["steps"] or 0
-        began = cell.start_step if cell.start and ran else 0
-        row = record | {
-            "source": source, "lr_from": cell.lr_from, "lr_on_edge": cell.lr_on_edge, "trunk": cell.trunk,
-            "flops_spent": round((record["flops"] or 0) * (1 - began / ran if ran else 1)),
-        }  # fmt: skip
-        append_row(self.probes if cell.probe else self.path, row)
-        row = {name: "" if row.get(name) is None else str(row[name]) for name in HEADER}
-        (self.probe_rows if cell.probe else self.rows).append(row)
+        steps = record["steps"] or 0
+        computed = 1.0
+        if cell.start and steps:
+            computed = 1 - cell.start_step / steps
+        self._append(cell, record, source, round((record["flops"] or 0) * computed))
         self._ended(cell.run_id)
-        return row
+
+    def _append(self, cell: Cell, record: dict, source: str, flops_spent: int):
+        row = record | {"source": source, "lr_from": cell.lr_from, "lr_on_edge": cell.lr_on_edge}
+        row |= {"trunk": cell.trunk, "flops_spent": flops_spent}
+        path, rows = self.path, self.rows
+        if cell.probe:
+            path, rows = self.probes_path, self.probe_rows
+        append_row(path, row)
+        rows.append(as_text(row))
 
     def recover(self, cell: Cell, source: str) -> bool:
         """Take the row of a run that finished, and was killed before its row was written, from its run.json."""
         try:
-            record = RunRecord(**json.loads((Path(cell.tc.out_dir) / "run.json").read_text()))
-        except (OSError, ValueError, TypeError, AttributeError):
+            record = RunRecord(**files.read_json(Path(cell.tc.out_dir) / "run.json"))
+        except (OSError, ValueError, TypeError):
             return False
-        if record.run_id != cell.run_id or record.status == "interrupted":
+        if record.run_id != cell.run_id or record.status in UNFINISHED:
             return False
         self.add(cell, asdict(record), source)
         return True
 
+    def adopt(self, cell: Cell, source: str):
+        """Where a probe was the very run of a cell, give the cell its row: the probe's, for which nothing is spent.
 
-def places(book: Book) -> set[tuple]:
-    """Where in the grid there is a result, whatever its rate or batch."""
-    return {
-        (int(r["n_embd"]), int(r["n_layer"]), float(r["flop_budget"]), int(r["seed"]))
-        for r in book.rows
-        if r["status"] == "ok"
-    }
+        The best rate of a budget can be the first or last tried; its cell then has the run_id of that probe.
+        """
+        if cell.probe or cell.run_id in {r["run_id"] for r in self.rows if r["status"] not in UNFINISHED}:
+            return
+        for row in self.probe_rows:
+            if row["run_id"] == cell.run_id and row["status"] not in UNFINISHED:
+                self._append(cell, row, source, 0)
+                return
+
+    def missing(self, cells: list[Cell], planner, retry: bool = False) -> list[Cell]:
+        """The cells that are still to run. Rows that need no run are added first: of cells that are refused, that a
+        probe has run, or whose row a kill has cost.
+
+        retry : run what has no usable result, whatever has run in its place of the grid.
+        """
+        for cell in cells:
+            self.adopt(cell, planner.source)
+            if cell.refused and cell.run_id not in self.done():
+                self.add(cell, planner.record(cell, "refused"), planner.source)
+        planned = [c for c in cells if not c.refused]
+        if retry:
+            fine, places = {r["run_id"] for r in self.all_rows() if r["status"] == "ok"}, self.places()
+            return [c for c in planned if c.run_id not in fine and (c.probe or c.place not in places)]
+        done = self.done()
+        todo = [c for c in planned if c.run_id not in done]
+        if planner.source == "trained":
+            todo = [c for c in todo if not self.recover(c, planner.source)]
+        return todo
+
+    def clear_trunks(self, cells: list[Cell]):
+        """Remove the checkpoints of trunks whose branches have all run."""
+        done, trunks = self.done(), self.folder / "trunks"
+        for trunk in cells:
+            branches = [c for c in cells if c.trunk == trunk.run_id]
+            if trunk.keep and all(c.run_id in done for c in branches):
+                shutil.rmtree(trunks / trunk.run_id, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not there, or not empty
+            trunks.rmdir()
 
 
 def seed_noise(rows: list[dict]) -> dict:
     """Noise of ln L between seeds: {"all": (sd, degrees of freedom), budget: (sd, df)}; {} where none."""
-    cells, pools = {}, {}
+    losses = {}
     for r in rows:
         if r["status"] == "ok":
-            key = tuple(r[k] for k in ("n_embd", "n_layer", "flop_budget", "lr", "tokens_per_step"))
-            cells.setdefault(key, []).append(math.log(float(r["val_loss"])))
-    for key, losses in cells.items():
-        for pool in ("all", float(key[2])):
+            cell = tuple(r[k] for k in ("n_embd", "n_layer", "flop_budget", "lr", "tokens_per_step"))
+            losses.setdefault(cell, []).append(math.log(float(r["val_loss"])))
+    pools = {}
+    for cell, values in losses.items():
+        for pool in ("all", float(cell[2])):
             square, df = pools.get(pool, (0.0, 0))
-            pools[pool] = (square + float(np.var(losses)) * len(losses), df + len(losses) - 1)
-    return {k: (math.sqrt(s / df), df) for k, (s, df) in pools.items() if df} if pools.get("all", (0, 0))[1] else {}
+            pools[pool] = (square + float(np.var(values)) * len(values), df + len(values) - 1)
+    return {pool: (math.sqrt(square / df), df) for pool, (square, df) in pools.items() if df}
 
 
-def with_noise(book: Book, noise: dict) -> Path:
+def write_with_noise(results: ResultsFile, noise: dict) -> Path:
     """seeds.csv: the rows of runs.csv with the noise of their budget, in nats, as one more column for fit.py."""
-    path, few = book.folder / "seeds.csv", 4  # with fewer degrees of freedom a budget is given all budgets' noise
-    part = path.with_suffix(".part")
-    with open(part, "w", newline="") as f:
+    path = results.folder / "seeds.csv"
+    with files.atomic(path) as f:
         out = csv.DictWriter(f, [*HEADER, "seed_noise"])
         out.writeheader()
-        for r in book.rows:
+        for r in results.rows:
             sd, df = noise.get(float(r["flop_budget"]), noise["all"])
-            sd = sd if df >= few else noise["all"][0]
-            out.writerow(r | {"seed_noise": sd * float(r["val_loss"]) if r["val_loss"] else ""})
-    os.replace(part, path)
+            if df < FEW_SEEDS:
+                sd = noise["all"][0]
+            noise_nats = sd * float(r["val_loss"]) if r["val_loss"] else ""
+            out.writerow(r | {"seed_noise": noise_nats})
     return path
 
 
-def command(without: tuple[str, ...] = (), more: list[str] | tuple[str, ...] = ()) -> str:
+def resume_command(without: tuple[str, ...] = (), more: list[str] | tuple[str, ...] = ()) -> str:
     """This very command line, as a person would type it again: less the flags `without`, and with `more` at its end."""
     words, keep = [], True
     for word in sys.argv[1:]:
@@ -252,4 +338,4 @@ def command(without: tuple[str, ...] = (), more: list[str] | tuple[str, ...] = (
             keep = word[2:].split("=")[0] not in without
         if keep:
             words.append(word)
-    return shlex.join([*launcher(), Path(sys.argv[0]).name, *words, *more])
+    return shlex.join([*launch_command(), Path(sys.argv[0]).name, *words, *more])

@@ -1,16 +1,16 @@
-"""What a run leaves on the disk: its record, its weights, and checkpoints that it can go on from.
+"""Checkpoints that a run can resume from, and the files of a finished run.
 
-A checkpoint is a folder step_NNNNNNNN of a run's out_dir/checkpoints:
+A checkpoint is a folder step_NNNNNNNN in a run's out_dir/checkpoints:
 
-    model.safetensors, config.json      the float32 weights; load_model() reads them
+    model.safetensors, config.json      the float32 weights, as model.load_model() reads them
     optimizer-RRRRR.safetensors         flat moments; of all ranks, or rank R's share, with the first index of its share
     rng-RRRRR.safetensors               states of rank R's random generators
     state.json                          step, plan, curve so far, and the SHA-256 of every other file
 
 It is written under another name, flushed, and renamed last: a kill leaves the one before. Nothing is ever unpickled.
+The functions that save and load a model are handed in: `save_model` is model.save_model.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -22,10 +22,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from model import GPT, load_model, save_model
+from isoflop.distributed import DistributedEnv
+from isoflop.files import fsync, read_json, sha256, write_json, write_text
+from isoflop.optim.schedule import lr_at
+from isoflop.options import UserError
+from isoflop.train.plan import RunPlan
+from isoflop.train.record import RunRecord
 
 FORMAT = "isoflop checkpoint 1"
+WEIGHTS = "model.safetensors"
 KEPT = 2  # checkpoints of a run that stay: the last good one, and the one before it
+
+write = write_text  # the former name
+
+
+# ----- reading -----
 
 
 @dataclass(frozen=True)
@@ -39,25 +50,25 @@ class Checkpoint:
     def step(self) -> int:
         return self.state["step"]
 
-    def model(self) -> GPT:
-        return load_model(self.folder)
-
     def flat(self, name: str, first: int, last: int) -> torch.Tensor:
-        """Elements first .. last - 1 of a flat buffer of the optimizer, put together from the shares of its ranks."""
+        """Elements first .. last - 1 of the optimizer's flat buffer `name`, assembled from the shares of all ranks."""
         out, filled = torch.empty(last - first), 0
         for path in sorted(self.folder.glob("optimizer-*.safetensors")):
             with safe_open(path, "pt") as f:
                 share = f.get_slice(name)
-                at = int(f.get_tensor("first"))
-                a, b = max(first, at), min(last, at + share.get_shape()[0])
+                start = int(f.get_tensor("first"))
+                a, b = max(first, start), min(last, start + share.get_shape()[0])
                 if a < b:
-                    out[a - first : b - first] = share[a - at : b - at]
+                    out[a - first : b - first] = share[a - start : b - start]
                     filled += b - a
         assert filled == last - first, f"{self.folder} holds {filled} of {last - first} elements of {name}"
         return out
 
-    def random(self, rank: int, device: str):
-        """Set the random generators of this rank, where it was saved by as many; a model without dropout uses none."""
+    def restore_random(self, rank: int, device: str):
+        """Set this rank's random generators, where the run was saved by as many ranks.
+
+        With another number of ranks they stay: no model here has dropout, so that nothing is drawn from them.
+        """
         path = self.folder / f"rng-{rank:05d}.safetensors"
         if path.exists():
             states = load_file(path)
@@ -66,27 +77,27 @@ class Checkpoint:
                 torch.cuda.set_rng_state(states["cuda"])
 
 
-def find(out_dir: Path, asked: str) -> Checkpoint | None:
-    """The checkpoint to go on from: `asked` is its folder, or "auto" for the newest of out_dir, None if it has none.
+def find(out_dir: Path, requested: str) -> Checkpoint | None:
+    """The checkpoint to resume from: the folder `requested`, or for "auto" the newest of out_dir, None if it has none.
 
-    ValueError for a damaged one; it names the one before.
+    UserError for a damaged one; it names the one before.
     """
-    if asked != "auto":
-        folder = Path(asked)
+    if requested != "auto":
+        folder = Path(requested)
         if not folder.is_dir():
-            raise ValueError(f"--resume {asked}: no such checkpoint; a plain --resume takes the newest of --out_dir")
+            raise UserError(f"--resume {requested}: no such checkpoint; a plain --resume takes the newest of --out_dir")
     else:
-        there = all_in(out_dir / "checkpoints")
-        if not there:
+        found = all_in(out_dir / "checkpoints")
+        if not found:
             return None
-        folder = there[-1]
+        folder = found[-1]
     try:
-        return Checkpoint(folder, check(folder))
+        return Checkpoint(folder, check_files(folder))
     except (OSError, KeyError, TypeError, ValueError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
-        others = [p for p in all_in(folder.parent) if p != folder and p.name < folder.name]
-        way_out = f"go on from the one before with --resume {others[-1]}" if others else "start without --resume"
-        raise ValueError(f"{folder} is damaged ({reason}); {way_out}") from None
+        older = [p for p in all_in(folder.parent) if p.name < folder.name]
+        way_out = f"resume from the one before, --resume {older[-1]}" if older else "start without --resume"
+        raise UserError(f"{folder} is damaged ({reason}); {way_out}") from None
 
 
 def all_in(folder: Path) -> list[Path]:
@@ -96,30 +107,53 @@ def all_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if re.fullmatch(r"step_\d{8}", p.name))
 
 
-def check(folder: Path) -> dict:
-    """state.json, once every file that it names has its hash; ValueError says what does not fit."""
-    state = json.loads((folder / "state.json").read_text())
+def check_files(folder: Path) -> dict:
+    """state.json, once every file that it names has its hash; ValueError names the file that has not."""
+    state = read_json(folder / "state.json")
     if state["format"] != FORMAT:
         raise ValueError(f"format {state['format']} instead of {FORMAT}")
     for name, expected in state["files"].items():
-        if Path(name).name != name or digest(folder / name) != expected:
+        if Path(name).name != name or sha256(folder / name) != expected:
             raise ValueError(f"{name} is not the file that was written")
     return state
 
 
-def digest(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(f)
+def check_resumable(checkpoint: Checkpoint, trajectory: dict, plan: RunPlan):
+    """UserError where the run that saved the checkpoint had other weights at its step than this run would have.
+
+    Compares record.trajectory(), and the learning rate of every step so far.
+    """
+    folder, saved = checkpoint.folder, checkpoint.state["trajectory"]
+    for key in trajectory | saved:
+        if json.dumps(trajectory.get(key)) == json.dumps(saved.get(key)):
+            continue
+        if trajectory["tokens_per_step"] != saved["tokens_per_step"]:
+            raise UserError(
+                f"{folder} had {saved['tokens_per_step']:,} tokens per step, this run has "
+                f"{trajectory['tokens_per_step']:,}; give --total_batch_size {saved['tokens_per_step']}"
+            )
+        raise UserError(
+            f"{folder} is of a run with another {key} ({saved.get(key)}, not {trajectory.get(key)}); "
+            "give the flags of that run, or start without --resume"
+        )
+    saved_plan = RunPlan(**checkpoint.state["plan"])
+    for step in range(checkpoint.step):
+        before, now = lr_at(step, saved_plan), lr_at(step, plan)
+        if before != now:
+            raise UserError(
+                f"{folder} is of a run with another learning rate: at step {step + 1} {before:.4g}, here {now:.4g}; "
+                "give the flags of that run, its budget too"
+            )
+    if checkpoint.step >= plan.steps:
+        raise UserError(
+            f"{folder} is after step {checkpoint.step}, this run ends with step {plan.steps}; name an earlier one"
+        )
 
 
-def _digest(f) -> str:  # Python 3.10 has no file_digest
-    sha = hashlib.sha256()
-    while piece := f.read(2**20):
-        sha.update(piece)
-    return sha.hexdigest()
+# ----- writing -----
 
 
-def save_checkpoint(folder: Path, model, optimizer, state: dict, world) -> str | None:
+def save_checkpoint(folder: Path, model, optimizer, state: dict, env: DistributedEnv, save_model) -> str | None:
     """Write a checkpoint; every rank calls it. Returns None, or why it could not be written (then nothing is left).
 
     Parameters
@@ -128,45 +162,64 @@ def save_checkpoint(folder: Path, model, optimizer, state: dict, world) -> str |
         index in the whole buffer of their first element; show_master() lets the model's parameters be float32.
     state : step, plan and what else train() needs; goes into state.json.
     """
-    part, problem = folder.with_name(f".{folder.name}.part"), None
-    if world.rank == 0:
+    part = folder.with_name(f".{folder.name}.part")
+    if env.rank == 0:
         shutil.rmtree(part, ignore_errors=True)
-    world.barrier()
+    env.barrier()
+    # Every rank writes its share, then all learn whether one failed: a rank that raised would leave the others waiting.
     optimizer.show_master()
-    try:
-        part.mkdir(parents=True, exist_ok=True)
-        shares = optimizer.shares()
-        if shares is not None:
-            save_file(shares, part / f"optimizer-{world.rank:05d}.safetensors")
-        generators = {"cpu": torch.get_rng_state()}
-        if world.device.startswith("cuda"):
-            generators["cuda"] = torch.cuda.get_rng_state()
-        save_file(generators, part / f"rng-{world.rank:05d}.safetensors")
-        if world.rank == 0:
-            save_model(model, part)
-    except (OSError, SafetensorError) as error:
-        problem = str(error)
+    problem = _write_share(part, model, optimizer, env, save_model)
     optimizer.show_weights()
-    failed = world.sum(float(problem is not None))[0]
-    if world.rank == 0:
+    failed = env.sum(float(problem is not None))[0]
+    if env.rank == 0:
         if not failed:
-            try:
-                files = {p.name: digest(p) for p in sorted(part.iterdir())}
-                write(part / "state.json", json.dumps({"format": FORMAT, **state, "files": files}))
-                for path in (*part.iterdir(), part):
-                    sync(path)
-                shutil.rmtree(folder, ignore_errors=True)
-                os.replace(part, folder)
-                sync(folder.parent)
-            except OSError as error:
-                problem, failed = str(error), 1
-        if failed:
+            problem = _publish(part, folder, state)
+        if failed or problem:
             shutil.rmtree(part, ignore_errors=True)
-    failed = world.sum(float(failed))[0]
+    failed = env.sum(float(problem is not None))[0]
     return (problem or "another rank could not write its share") if failed else None
 
 
-def thin(folder: Path, kept: int = KEPT):
+def _write_share(part: Path, model, optimizer, env: DistributedEnv, save_model) -> str | None:
+    """What this rank has to save, into the unfinished folder. Returns why it could not be written, or None."""
+    shares = optimizer.shares()
+    generators = {"cpu": torch.get_rng_state()}
+    if env.device.startswith("cuda"):
+        generators["cuda"] = torch.cuda.get_rng_state()
+    try:
+        part.mkdir(parents=True, exist_ok=True)
+        if shares is not None:
+            save_file(shares, part / f"optimizer-{env.rank:05d}.safetensors")
+        save_file(generators, part / f"rng-{env.rank:05d}.safetensors")
+        if env.rank == 0:
+            save_model(model, part)
+    except (OSError, SafetensorError) as error:
+        return _reason(error)
+    return None
+
+
+def _publish(part: Path, folder: Path, state: dict) -> str | None:
+    """Flush the unfinished folder and give it its name. Returns why that failed, or None."""
+    try:
+        files = {p.name: sha256(p) for p in sorted(part.iterdir())}
+        write_json(part / "state.json", {"format": FORMAT, **state, "files": files}, indent=None)
+        for path in (*part.iterdir(), part):
+            fsync(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(part, folder)
+        fsync(folder.parent)
+    except OSError as error:
+        return _reason(error)
+    return None
+
+
+def _reason(error) -> str:
+    """Why a file could not be written; safetensors has the system's words within its own."""
+    text = getattr(error, "strerror", None) or str(error)
+    return text.removeprefix("Error while serializing: ").removeprefix("I/O error: ")
+
+
+def remove_old(folder: Path, kept: int = KEPT):
     """Remove all checkpoints of a folder but the newest."""
     for old in all_in(folder)[:-kept]:
         shutil.rmtree(old, ignore_errors=True)
@@ -175,64 +228,63 @@ def thin(folder: Path, kept: int = KEPT):
 # ----- a run's own folder -----
 
 
-def claim(out_dir: Path, id_: str, overwrite: bool):
-    """Make sure, before anything is computed, that the record can be written and buries no other run's."""
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        probe = out_dir / ".probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"--out_dir {out_dir} can't be written ({error.strerror}); name another folder") from None
-    held = finished(out_dir)
-    if held and held["run_id"] != id_ and not overwrite:
-        raise ValueError(
-            f"--out_dir {out_dir} holds another run ({held['run_id']}); name another folder or add --overwrite"
-        )
-
-
 def finished(out_dir: Path) -> dict | None:
-    """The record that a folder holds, or None."""
+    """The record in a folder, or None."""
     try:
-        record = json.loads((out_dir / "run.json").read_text())
+        record = read_json(out_dir / "run.json")
         record["run_id"]
         return record
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def save_run(out_dir: Path, model, record, curve: list[dict]) -> str | None:
-    """Weights and configuration, curve, and the record last. Returns what could not be written, or None.
+def finished_run(out_dir: Path, run_id: str) -> RunRecord | None:
+    """The record in a folder, where it is of the run `run_id`, which ended ok and left its weights; else None.
 
-    A full disk costs the weights before it costs the record: that is small, and is what the run was for.
+    UserError for a record that has been edited into something else.
     """
-    problem = None
+    found = finished(out_dir)
+    if found is None or found["run_id"] != run_id or found.get("status") != "ok":
+        return None
+    if not (out_dir / WEIGHTS).exists():
+        return None
     try:
-        if model is not None:
-            save_model(model, out_dir)
+        record = RunRecord(**found)
+        record.summary()
+    except (TypeError, ValueError):
+        raise UserError(f"{out_dir / 'run.json'} is damaged; --overwrite runs the run again") from None
+    return record
+
+
+def check_no_other_run(out_dir: Path, run_id: str):
+    """UserError where a folder holds another run's record."""
+    found = finished(out_dir)
+    if found and found["run_id"] != run_id:
+        raise UserError(
+            f"--out_dir {out_dir} holds another run ({found['run_id']}); name another folder or add --overwrite"
+        )
+
+
+def save_run(out_dir: Path, model, record, curve: list[dict], save_model) -> str | None:
+    """The record, the curve, then weights and configuration. Returns what could not be written, or None.
+
+    A full disk costs the weights before it costs the record: that is small, and is what the run was for. Weights of a
+    former run go first, so that they are never taken for this record's. OSError, with the path, where there is no room
+    for the record either.
+    """
+    path = out_dir / "run.json"
+    try:
+        (out_dir / WEIGHTS).unlink(missing_ok=True)
+        write_json(path, asdict(record))
+        path = out_dir / "log.jsonl"
+        write_text(path, "".join(json.dumps(row) + "\n" for row in curve))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    if model is None:
+        return None
+    try:
+        save_model(model, out_dir)
     except (OSError, SafetensorError) as error:
-        problem = f"the weights could not be written ({error})"
-        for part in out_dir.glob("*.part"):
-            part.unlink()
-    write(out_dir / "log.jsonl", "".join(json.dumps(row) + "\n" for row in curve))
-    write(out_dir / "run.json", json.dumps(asdict(record), indent=2))
-    return problem
-
-
-def write(path: Path, text: str):
-    """Write under another name, flush to the disk, rename: a reader sees the old file or the new one, never half."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "w") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(part, path)
-
-
-def sync(path: Path):
-    """Wait until a file or folder is on the disk."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        (out_dir / WEIGHTS).unlink(missing_ok=True)  # where only config.json found no room
+        return f"{out_dir / WEIGHTS} could not be written ({_reason(error)}); make room and run the same command again"
+    return None

@@ -2,9 +2,9 @@
 
     for idx, targets in Batches(loader, first, stride, count, steps, device): ...
 
-On CUDA a thread reads the tokens into pinned memory, and a stream of its own copies them, so that a step finds its
-batch there. On a CPU a batch takes microseconds, and a thread would take them from the cores that compute: there it is
-made when it is asked for.
+On CUDA a thread reads the tokens into pinned memory and copies them on a stream of its own, so that a batch is on the
+device before its step. On a CPU a batch takes microseconds, and a thread would take them from the cores that compute:
+there it is made when it is requested.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ AHEAD = 3  # batches that are ready or on their way
 class Batches:
     """Iterator over `steps` pairs (idx, targets), int64 of shape (count, T) on `device`.
 
-    Step i has the sequences first + i*stride .. + count - 1 of the loader: for rank r of W with B sequences each,
-    first = r*B (plus those done before a resume) and stride = W*B. Close it, or exhaust it, to end its thread.
+    Step i has the loader's sequences first + i*stride to first + i*stride + count - 1. Rank r of W with B sequences
+    each: first = r*B, plus the sequences before a resume; stride = W*B. close() or the last batch ends the thread.
     """
 
     def __init__(self, loader, first: int, stride: int, count: int, steps: int, device, threaded: bool | None = None):
@@ -52,11 +52,13 @@ class Batches:
         if copied is not None:
             now = torch.cuda.current_stream(self.device)
             now.wait_event(copied)
-            idx.record_stream(now)  # its memory belongs to the copying stream, which may not reuse it before the step
+            # the memory belongs to the copying stream, which must not reuse it before the step is done
+            idx.record_stream(now)
             targets.record_stream(now)
         return idx, targets
 
     def make(self, step: int) -> tuple:
+        """(idx, targets, event of the copy or None) of a step."""
         chunk = torch.from_numpy(self.loader.sequences(self.first + step * self.stride, self.count))  # (count, T + 1)
         if self.stream is None:
             chunk = chunk.to(self.device)
@@ -67,15 +69,17 @@ class Batches:
             return idx, targets, self.stream.record_event()
 
     def work(self) -> None:
+        """The thread: every batch in its order."""
         try:
             for step in range(self.steps):
                 self.put(self.make(step))
                 if self.closed.is_set():
                     return
-        except BaseException as error:  # raised again where the batch is asked for
+        except BaseException as error:  # raised again in the thread that takes the batch
             self.put((None, None, error))
 
     def put(self, item) -> None:
+        """Queue an item; gives up once closed, when nobody will take one."""
         while not self.closed.is_set():
             try:
                 return self.ready.put(item, timeout=0.1)

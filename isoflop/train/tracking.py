@@ -1,62 +1,38 @@
-"""What a run shows of itself: its speed, a tracker's charts, a sample of its text, the picture of its curve."""
+"""Where the curve of a run is shown: tensorboard, wandb or mlflow, and loss.png."""
 
 import contextlib
 import importlib.util
 import json
-import time
 from pathlib import Path
 
-TRACKERS = ("tensorboard", "wandb", "mlflow")
-
-
-class Timer:
-    """Seconds and tokens of training alone: neither the first steps, which may compile, nor checkpoints and samples."""
-
-    def __init__(self, step: int, tokens_per_step: int, tokens: int = 0, seconds: float = 0.0):
-        self.tokens_per_step, self.tokens, self.seconds = tokens_per_step, tokens, seconds
-        self.on, self.step, self.since = False, step, time.perf_counter()
-
-    def tick(self, step: int) -> float:
-        """Milliseconds a step since the last call, `step` steps being done. The caller has waited for the device."""
-        now = time.perf_counter()
-        steps, lap, self.step, self.since = step - self.step, now - self.since, step, now
-        if self.on:
-            self.tokens, self.seconds = self.tokens + steps * self.tokens_per_step, self.seconds + lap
-        return 1e3 * lap / max(1, steps)
-
-    @contextlib.contextmanager
-    def paused(self, step: int):
-        """Leave out what happens inside."""
-        self.tick(step)
-        yield
-        self.since = time.perf_counter()
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self.tokens / self.seconds if self.seconds else 0.0
+from isoflop.files import atomic
+from isoflop.options import UserError
 
 
 @contextlib.contextmanager
 def tracker(kind: str | None, out_dir: Path, run_id: str, settings: dict, say=print):
     """A function log(values: dict[str, float], step: int) that sends to tensorboard, wandb, mlflow, or nowhere.
 
-    The services' own variables (WANDB_MODE=offline, MLFLOW_TRACKING_URI) say where to; a resumed run goes on in its
-    own chart. A tracker that fails later is said once, and the run goes on without it.
+    The services' own variables (WANDB_MODE=offline, MLFLOW_TRACKING_URI) say where to; a resumed run continues its own
+    chart. A tracker that fails later costs one warning, not the run. `say` prints a line.
     """
     if kind is None:
         yield lambda values, step: None
         return
     check_tracker(kind)
-    send, close = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}[kind](out_dir, run_id, settings)
-    broken = []
+    start = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}[kind]
+    send, close = start(out_dir, run_id, settings)
+    failed = False
 
     def log(values, step):
-        if not broken:
-            try:
-                send({k: v for k, v in values.items() if v is not None}, step)
-            except Exception as error:  # whatever it is, it is not the run's
-                broken.append(error)
-                say(f"warning: --tracker {kind} failed ({error}); the run goes on without it")
+        nonlocal failed
+        if failed:
+            return
+        try:
+            send({k: v for k, v in values.items() if v is not None}, step)
+        except Exception as error:  # of any kind: a chart is not worth a run
+            failed = True
+            say(f"warning: --tracker {kind} failed ({error}); the run continues without it")
 
     try:
         yield log
@@ -68,9 +44,12 @@ def tracker(kind: str | None, out_dir: Path, run_id: str, settings: dict, say=pr
 
 
 def check_tracker(kind: str):
-    """ValueError with the command that installs a tracker that is not there."""
+    """UserError with the command that installs a tracker whose package is missing."""
     if importlib.util.find_spec(kind) is None:
-        raise ValueError(f"--tracker {kind} is not installed; pip install -e '.[{kind}]' adds it")
+        raise UserError(f"--tracker {kind} is not installed; pip install -e '.[{kind}]' adds it")
+
+
+# Each service: (send(values, step), close()).
 
 
 def _tensorboard(out_dir, run_id, settings):
@@ -97,10 +76,11 @@ def _mlflow(out_dir, run_id, settings):
     import mlflow
 
     mlflow.set_experiment("isoflop")
-    there = mlflow.search_runs(filter_string=f"tags.`mlflow.runName` = '{run_id}'", output_format="list")
-    known = {"run_id": there[0].info.run_id} if there else {"run_name": run_id}
-    mlflow.start_run(**known)
-    if not there:
+    found = mlflow.search_runs(filter_string=f"tags.`mlflow.runName` = '{run_id}'", output_format="list")
+    if found:  # a resumed run
+        mlflow.start_run(run_id=found[0].info.run_id)
+    else:
+        mlflow.start_run(run_name=run_id)
         mlflow.log_params(settings)
     return lambda values, step: mlflow.log_metrics(values, step=step), mlflow.end_run
 
@@ -124,5 +104,6 @@ def draw_curve(folder: Path, record):
     ax.grid(alpha=0.3)
     ax.legend()
     fig.tight_layout()
-    fig.savefig(folder / "loss.png")
+    with atomic(folder / "loss.png", "wb") as f:
+        fig.savefig(f, format="png")
     plt.close(fig)

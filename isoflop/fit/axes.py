@@ -1,0 +1,132 @@
+"""
+The look of the pictures: sizes and colours, log axes with round ticks, colour bars, legends below.
+
+    with matplotlib.rc_context(RC):
+        fig, ax = figure()
+        ax.scatter(n, d)
+        log_axis(ax.xaxis, size_tick, *span(n))
+        legend(fig, ax)
+"""
+
+import numpy as np
+
+from isoflop.display import flops, si, sig
+
+DPI = 150
+COLOURS = {
+    "isoflop": "#0072B2",
+    "parametric": "#D55E00",
+    "envelope": "#009E73",
+    "forecast": "#E69F00",
+}  # Okabe and Ito's, safe for all eyes
+RC = {
+    "font.size": 13,
+    "axes.titlesize": 14,
+    "axes.labelsize": 14,
+    "legend.fontsize": 12,
+    "legend.frameon": False,
+    "xtick.labelsize": 12,
+    "ytick.labelsize": 12,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "figure.dpi": DPI,
+}
+N_AXIS, D_AXIS, C_AXIS, LOSS_AXIS = "N (parameters)", "D (tokens)", "C (FLOPs)", "loss (nats per token)"
+STAR = {"marker": "*", "s": 240, "edgecolors": "black", "linewidths": 0.9, "zorder": 5}
+OPEN = {"facecolors": "white", "edgecolors": "0.45", "linewidths": 1.2, "zorder": 4}
+DIAMOND = {"marker": "D", "s": 55, "edgecolors": "black", "zorder": 6}
+MOST_TICKS = 7
+
+
+class Skip(Exception):
+    """A picture that these runs or this fit cannot give; the message says why."""
+
+
+def figure(width=8.6, height=6.4, rows=1, columns=1, **more):
+    """plt.subplots() of this size in inches, laid out without overlaps."""
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **more)
+    fig.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    return fig, axes
+
+
+def log_axis(axis, form, low, high):
+    """Log scale with 3 to 7 labelled ticks on round numbers, whatever the range; form is a function value -> label."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
+
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+    getattr(axis.axes, f"set_{axis.axis_name}lim")(low, high)
+    decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    tries = [np.outer(decades, steps).ravel() for steps in ([1.0], [1.0, 3.0], [1.0, 2.0, 5.0])]
+    tries.append(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high))
+    for ticks in tries:
+        ticks = ticks[(ticks >= low) & (ticks <= high)]
+        if len(ticks) >= 3:
+            break
+    every = max(1, -(-len(ticks) // MOST_TICKS))
+    axis.set_major_locator(FixedLocator(ticks[::every]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: form(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def size_tick(value):
+    return si(value)
+
+
+def flops_tick(value):
+    return f"${_power_of_ten(value)}$"
+
+
+def _power_of_ten(value, digits=3):
+    """1.57 x 10^4, for matplotlib's mathematics."""
+    mantissa, exponent = flops(value, digits).split("e")
+    factor = "" if mantissa == "1" else f"{mantissa}\\!\\times\\!"
+    return f"{factor}10^{{{exponent}}}"
+
+
+def coefficient(value):
+    """A number for a formula in matplotlib's mathematics."""
+    return sig(value) if 0.01 < value < 1e6 else _power_of_ten(value)
+
+
+def span(*arrays, pad=1.25):
+    """(least, largest) of all values, a factor `pad` wider on both sides."""
+    values = np.concatenate([np.ravel(np.asarray(array, float)) for array in arrays])
+    return values.min() / pad, values.max() * pad
+
+
+def shades(count=256):
+    """Viridis without its yellow end and darker towards it, so that the last shade still reads on white."""
+    import matplotlib
+
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.86, count))
+    colours[:, :3] *= np.linspace(1.0, 0.72, count)[:, None]
+    return colours
+
+
+def colour_bar(fig, ax, values, label, form):
+    """A colour bar of log values; returns the function from values to colours."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, LogNorm
+
+    low, high = min(values), max(values)
+    mappable = ScalarMappable(LogNorm(low, max(high, 1.01 * low)), ListedColormap(shades()))
+    bar = fig.colorbar(mappable, ax=ax, label=label, pad=0.02)
+    log_axis(bar.ax.yaxis, form, *mappable.get_clim())
+    return lambda some: mappable.to_rgba(np.asarray(some))
+
+
+def legend(fig, ax, more=(), columns=2):
+    """Everything labelled in ax, and (label, style of a line) more, below the figure."""
+    from matplotlib.lines import Line2D
+
+    handles = [handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True) if label]
+    for label, style in more:
+        handles.append(Line2D([], [], **({"ls": "none"} | style), label=label))
+    if handles:
+        fig.legend(handles=handles, loc="outside lower center", ncol=columns, columnspacing=1.2)

@@ -1,0 +1,181 @@
+"""
+Pictures that show how far to trust a fit: its contours and residuals, FLOPs over 6ND, benchmark scores.
+
+Each draw_*() is as in figures.py.
+"""
+
+import numpy as np
+
+from isoflop.display import sig
+from isoflop.fit.axes import (
+    C_AXIS,
+    COLOURS,
+    D_AXIS,
+    DIAMOND,
+    LOSS_AXIS,
+    N_AXIS,
+    STAR,
+    Skip,
+    coefficient,
+    colour_bar,
+    figure,
+    flops_tick,
+    legend,
+    log_axis,
+    size_tick,
+    span,
+)
+from isoflop.fit.result import budgets_of, convention, law_of, rows_of, why_not
+
+TASKS = 8  # benchmarks in one picture
+
+
+# ----- the parametric fit -----
+
+
+def draw_surface(result, arrays):
+    """The parametric fit as contours, the runs and the efficient frontier."""
+    law, cost = law_of(result)
+    if law is None:
+        raise Skip(why_not(result, "parametric"))
+    n, d, c = arrays["n"], arrays["d"], arrays["c"]
+    far = []
+    for row in rows_of(result, "flops"):
+        if row["method"] == "parametric" and c.max() < row["flops"] <= 100 * c.max():
+            far.append(row)
+    far_n, far_d = [row["n_opt"]["point"] for row in far], [row["d_opt"]["point"] for row in far]
+    n_limits, d_limits = span(n, far_n, pad=1.5), span(d, far_d, pad=1.5)
+    x, y = np.meshgrid(np.geomspace(*n_limits, 160), np.geomspace(*d_limits, 160))
+    z = law.loss(x, y)
+    levels = law.E + np.geomspace((z - law.E).min(), (z - law.E).max(), 15)  # even in ln(L - E), so evenly spaced
+
+    fig, ax = figure(8.6, 6.8)
+    filled = ax.contourf(x, y, z, levels, cmap="viridis_r", alpha=0.75)
+    bar = fig.colorbar(filled, ax=ax, pad=0.02, ticks=levels[::2])
+    bar.set_label(LOSS_AXIS)
+    bar.ax.set_yticklabels([f"{level:.2f}" for level in levels[::2]])
+    ax.contour(x, y, z, levels[2:-1:2], colors="white", linewidths=0.8)
+    ax.scatter(n, d, s=26, color="black", edgecolors="white", linewidths=0.6, zorder=3, label="runs")
+    best_n, best_d = law.optimum(np.geomspace(c.min() / 1e3, c.max() * 1e6, 300), cost)
+    ax.plot(best_n, best_d, color=COLOURS["parametric"], lw=3, zorder=4, label="efficient frontier")
+    inside = budgets_of(result, True)
+    if inside:
+        optima = [budget["n_opt"] for budget in inside], [budget["d_opt"] for budget in inside]
+        ax.scatter(*optima, color="white", label="isoFLOP optima", **STAR)
+    if far:
+        ax.scatter(far_n, far_d, color=COLOURS["parametric"], label="prediction", **DIAMOND)
+    log_axis(ax.xaxis, size_tick, *n_limits)
+    log_axis(ax.yaxis, size_tick, *d_limits)
+    n_term = f"{coefficient(law.A)}\\,N^{{-{sig(law.alpha)}}}"
+    d_term = f"{coefficient(law.B)}\\,D^{{-{sig(law.beta)}}}"
+    formula = f"$L = {sig(law.E)} + {n_term} + {d_term}$"
+    ax.set(xlabel=N_AXIS, ylabel=D_AXIS, title=f"Parametric fit, {convention(result)}\n{formula}")
+    legend(fig, ax, columns=4)
+    return fig
+
+
+def draw_residuals(result, arrays):
+    """What the parametric fit leaves unexplained."""
+    law, _ = law_of(result)
+    if law is None:
+        raise Skip(why_not(result, "parametric"))
+    n, d, c, loss = arrays["n"], arrays["d"], arrays["c"], arrays["loss"]
+    fitted = law.loss(n, d)
+    residual = 100 * np.log(loss / fitted)
+    names = np.array([str(name) for name in arrays.get("run_id", range(len(n)))])
+    far = np.isin(names, [run["run_id"] for run in result["input"].get("outliers") or []])
+
+    fig, axes = figure(8.6, 7.6, 2, 2, sharey=True)
+    shade = colour_bar(fig, axes, c, C_AXIS, flops_tick)
+    panels = ((axes[0, 0], n, N_AXIS), (axes[0, 1], d, D_AXIS), (axes[1, 0], fitted, "predicted loss"))
+    for ax, x, label in panels:
+        ax.scatter(x, residual, s=22, color=shade(c), alpha=0.8, lw=0)
+        ring = {"facecolors": "none", "edgecolors": COLOURS["parametric"], "linewidths": 1.5}
+        ax.scatter(x[far], residual[far], s=80, **ring)
+        if x is not fitted:
+            log_axis(ax.xaxis, size_tick, *span(x))
+        ax.set_xlabel(label)
+    _name_outliers(axes[1, 0], fitted, residual, names, far)
+    axes[1, 1].hist(residual, bins=min(40, max(8, len(n) // 6)), orientation="horizontal", color="0.55")
+    axes[1, 1].set_xlabel("runs")
+    for ax in axes.flat:
+        ax.axhline(0, color="black", lw=1)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("residual of ln L (%)")
+    spread, count = 100 * result["parametric"]["sigma_ln_loss"], int(far.sum())
+    outliers = "1 outlier" if count == 1 else f"{count} outliers"
+    title = f"Residuals of the parametric fit: robust sd {sig(spread, 2)}%, {outliers} (over 5 MAD)"
+    fig.suptitle(f"{title}\n{convention(result)}", fontsize=14)
+    return fig
+
+
+def _name_outliers(ax, x, residual, names, far):
+    """The names of the six farthest outliers, as far as they do not overlap."""
+    height, taken = np.ptp(residual), []
+    for i in np.flatnonzero(far)[np.argsort(-np.abs(residual[far]))][:6]:
+        near = [y for y in taken if abs(residual[i] - y) <= 0.055 * height]
+        if abs(residual[i]) <= 0.15 * height or near:
+            continue
+        right = x[i] > 0.5 * (x.min() + x.max())
+        align, aside = ("right", -8) if right else ("left", 8)
+        place = {"ha": align, "va": "center", "fontsize": 11, "textcoords": "offset points"}
+        ax.annotate(names[i], (x[i], residual[i]), (aside, 0), **place)
+        taken.append(residual[i])
+
+
+# ----- FLOPs, and benchmark scores -----
+
+
+def draw_ratio(result, arrays):
+    """Training FLOPs over 6ND, by model size."""
+    n, c, six_nd = arrays["n"], arrays["c"], 6.0 * arrays["n"] * arrays["d"]
+    ratio, what = c / six_nd, "FLOPs"
+    not_six_nd = bool(np.any(np.abs(ratio - 1) >= 0.01))  # then the picture is of the FLOPs that the fit itself uses
+    if not not_six_nd and arrays.get("c_exact") is not None:
+        ratio, what = arrays["c_exact"] / six_nd, "FLOPs with attention"
+    if not np.any(np.abs(ratio - 1) >= 0.01):
+        raise Skip("every run's FLOPs are 6ND")
+    fig, ax = figure(8.0, 6.0)
+    colours = "0.5"  # with attention, budgets would coincide
+    if not_six_nd:
+        colours = colour_bar(fig, ax, c, C_AXIS, flops_tick)(c)
+    ax.scatter(n, ratio, s=40, c=colours, edgecolors="black", linewidths=0.4, zorder=3, label="runs")
+    ax.axhline(1, color="black", lw=1.2, label="6ND")
+    if not_six_nd:
+        _, cost = law_of(result)
+        x = np.geomspace(n.min(), n.max(), 50)
+        text = f"$C = {sig(cost.kappa, 3)}\\,N^{{{sig(1 + cost.rho, 4)}}}D$, used for the optima"
+        ax.plot(x, cost.kappa * x**cost.rho / 6, "--", color=COLOURS["parametric"], lw=2, label=text)
+    log_axis(ax.xaxis, size_tick, *span(n))
+    ax.set(xlabel=N_AXIS, ylabel=f"{what} / 6ND", title=f"{what} over 6ND\n{convention(result)}")
+    legend(fig, ax, columns=3)
+    return fig
+
+
+def draw_scores(result, arrays):
+    """Scores of benchmarks against loss and against compute, with standard errors, a colour for each task."""
+    found = arrays.get("scores") or {}
+    tasks = sorted(found, key=lambda task: task not in ("core", "gauntlet"))[:TASKS]
+    if not tasks:
+        raise Skip  # no columns score_TASK, which eval.py --sweep makes
+    import matplotlib
+
+    fig, axes = figure(8.6, 11.0, 2, 1)
+    colours = matplotlib.colormaps["tab10"](np.arange(len(tasks)))
+    names = [str(name) for name in arrays["run_id"]]
+    for task, colour, marker in zip(tasks, colours, "osD^vP*X", strict=False):
+        scored = [i for i, name in enumerate(names) if name in found[task]]
+        score, se = np.reshape([found[task][names[i]] for i in scored], (-1, 2)).T
+        style = {"fmt": marker, "color": colour, "ms": 6, "lw": 1, "alpha": 0.8}
+        axes[0].errorbar(arrays["loss"][scored], score, np.nan_to_num(se), label=task, **style)
+        axes[1].errorbar(arrays["c"][scored], score, np.nan_to_num(se), **style)
+    log_axis(axes[1].xaxis, flops_tick, *span(arrays["c"]))
+    axes[0].invert_xaxis()  # better is to the right in both
+    axes[0].set(xlabel=LOSS_AXIS, ylabel="score")
+    axes[1].set(xlabel=C_AXIS, ylabel="score")
+    title = "Scores, loss and compute"
+    if len(found) > len(tasks):
+        title += f" ({len(tasks)} of {len(found)} tasks)"
+    fig.suptitle(title, fontsize=14)
+    legend(fig, axes[0], columns=3)
+    return fig

@@ -1,0 +1,210 @@
+"""
+What a fit found, as rows of tables and sentences, for the page and for the terminal (report.py).
+
+A refused quantity is in none of them. Estimates and ends of intervals have 4 significant digits, losses 4 decimals.
+"""
+
+from isoflop.display import estimate, fixed, flops, interval, si, sig
+from isoflop.fit.result import METHODS, point, points, rows_of, section
+
+NAMES = METHODS | {"isoflop:parabola": "isoFLOP, all sizes", "isoflop:lowest_runs": "isoFLOP, lowest runs"}
+MANY = 12  # names in a list before "and .. more"
+
+
+def size(x, digits: int = 4) -> str:
+    """Parameters or tokens as an estimate, with the zeros that say how exact it is: 12.50M."""
+    return si(x, digits, zeros=True)
+
+
+QUANTITIES = {
+    "flops": ("C", flops),
+    "n_opt": ("N*", size),
+    "d_opt": ("D*", size),
+    "tokens_per_param": ("D/N", sig),
+    "loss": ("loss", fixed),
+}
+FORECAST = (("loss", fixed), ("n_opt", size), ("d_opt", size), ("tokens_per_param", sig))
+LETTERS = ("E", "A", "B", "alpha", "beta", "p")
+QUESTIONS = {  # of predictions -> key of what was asked, title of its table, number as text
+    "flops": ("flops", "C = {} FLOPs", flops),
+    "params": ("params", "N = {}", size),
+    "target_loss": ("target_loss", "loss = {}", sig),
+}
+
+
+def forecast_answer(result):
+    """(header, rows) of the forecast: one line per compute, pi95 below it, or no rows where nothing can be said."""
+    rows = []
+    for row in result.get("forecast") or []:
+        rows.append([flops(row["flops"]), *(form(row[key]["point"]) for key, form in FORECAST)])
+        for which in ("ci95", "pi95"):
+            ends = [interval(row[key][which], form) for key, form in FORECAST]
+            if any(ends):
+                rows.append([f"  {which}", *ends])
+    return ["forecast at C", "loss", "N*", "D*", "D/N"], rows
+
+
+def forecast_source(result):
+    """Where the forecast comes from, as a sentence."""
+    rows = result.get("forecast") or []
+    if not rows:
+        return ""
+    if rows[0]["method"] == "isoflop":
+        return "forecast by the line through the isoFLOP minima; single runs by the coupled law, moved to agree with it"
+    coupled = result["coupled"]
+    marked = [name for name in LETTERS if (coupled.get(name) or {}).get("prior")]
+    text = f"forecast by the {coupled['family']} law with weak priors from public sweeps: fewer than 3 isoFLOP minima"
+    if marked:
+        text += f"; {', '.join(marked)} come mostly from the prior"
+    return text
+
+
+def answers(result):
+    """Tables of the predictions, one per question: (header, rows), ci95 and pi95 in rows of their own."""
+    tables = []
+    for question, (key, title, form) in QUESTIONS.items():
+        every = rows_of(result, question, True)
+        for asked in dict.fromkeys(row[key] for row in every):
+            mine = [row for row in every if row[key] == asked]
+            tables.append(_answer(title.format(form(asked)), mine))
+    return tables
+
+
+def _answer(title, predictions):
+    """One table: a row for each method and each of its intervals, a column for each quantity."""
+    keys = []
+    for key in QUANTITIES:
+        if any(isinstance(row.get(key), dict) for row in predictions):
+            keys.append(key)
+    rows = []
+    for prediction in predictions:
+        name = NAMES.get(prediction["method"], prediction["method"])
+        rows.append([name, *(QUANTITIES[key][1](point(prediction.get(key))) for key in keys)])
+        for which in ("ci95", "pi95"):
+            ends = []
+            for key in keys:
+                quantity = prediction.get(key) or {}
+                ends.append(interval(quantity.get(which), QUANTITIES[key][1]))
+            if any(ends):
+                rows.append([f"  {which}", *ends])
+    return [title, *(QUANTITIES[key][0] for key in keys)], rows
+
+
+def run_answers(result):
+    """(header, rows) of the predicted losses of given runs."""
+    held = {None: "", True: "inside", False: "outside"}
+    rows = []
+    for row in rows_of(result, "runs", True):
+        name, loss = NAMES.get(row["method"], row["method"]), row["loss"]
+        ends = [interval(loss.get(which), fixed) for which in ("ci95", "pi95")]
+        actual = fixed(row["actual"])
+        rows.append([str(row["run_id"])[:20], name, fixed(point(loss)), *ends, actual, held[row.get("in_pi95")]])
+    return ["run", "method", "loss", "ci95", "pi95", "actual", "pi95 held"], rows
+
+
+def exponents(result):
+    """Rows (method, a, b), each method's simpler variants and the envelope's other rules below it."""
+    rows = []
+    for method, name in METHODS.items():
+        found = section(result, method)
+        if point(found.get("a")) is None:
+            continue
+        rows.append([name])
+        for exponent in (found["a"], found.get("b")):
+            rows[-1].append(estimate(point(exponent), exponent.get("ci95")))
+        others = {
+            "parabola through all sizes": found.get("all_points_parabola") or {},
+            "lowest runs": found.get("lowest_runs") or {},
+        }
+        for variant in found.get("variants") or ():
+            if (variant["rule"], variant["ends_dropped"]) != (found["rule"], found["ends_dropped"]):
+                ends = "without" if variant["ends_dropped"] else "with"
+                others[f"{variant['rule']}, {ends} end sizes"] = variant
+        for label, line in others.items():
+            if line.get("a") is not None:
+                rows.append([f"  {label}", sig(line["a"]), sig(line["b"])])
+    return rows
+
+
+def remarks(result):
+    """Sentences on the fits that tables do not hold."""
+    said = [*_remarks_on_parametric(result), *_remarks_on_power_laws(result), *_remarks_on_flatness(result)]
+    ranked = []
+    for row in result.get("conventions") or []:
+        if row.get("backtest_rms_ln") is not None:
+            ranked.append(f"{row['n']} {sig(100 * row['backtest_rms_ln'], 2)}%")
+    if ranked:
+        said.append(f"back-test error of the loss by which N is counted: {', '.join(ranked)}")
+    return said
+
+
+def _remarks_on_parametric(result):
+    fit, said = section(result, "parametric"), []
+    if fit.get("objective") is not None:
+        agree = f"{fit['starts_agreeing']} of {fit['starts']} starts agree on it"
+        said.append(f"objective {fit['objective']:.11e}, {agree}")
+    if fit.get("sigma_ln_loss"):
+        said.append(
+            f"runs scatter about the parametric fit by {sig(100 * fit['sigma_ln_loss'], 2)}% of the loss (robust)"
+        )
+    for key, what in (("without_outliers", "outliers"), ("without_top_loss", "highest losses, all of them outliers")):
+        if fit.get(key):
+            moved = ", ".join(f"{k} {sig(point(fit[k]))} -> {sig(fit[key][k])}" for k in ("E", "alpha", "beta"))
+            said.append(f"refitted without the {what} ({fit[key]['left_out']}): {moved}")
+    return said
+
+
+def _remarks_on_power_laws(result):
+    said = []
+    bias = section(result, "isoflop").get("expected_bias") or {}
+    if bias.get("parabola_bias_a") is not None:
+        errors = f"parabola through all sizes {bias['parabola_bias_a']:+.4f}"
+        if bias.get("local_bias_a") is not None:
+            errors = f"local fit {bias['local_bias_a']:+.4f}, {errors}"
+        said.append(f"error of a on this grid without any noise, if the parametric fit is exact: {errors}")
+    law = points(result, "compute_law", ("E", "k", "g"))
+    if law is not None:
+        e, k, g = law
+        source, r2 = result["compute_law"].get("frontier"), result["compute_law"].get("r2")
+        text = f"least loss ({METHODS.get(source, source)}): L(C) = {sig(e)} + {sig(k)} C^-{sig(g)}"
+        if r2 is not None:
+            text += f", R2 = {r2:.5f}"
+        said.append(text)
+    return said
+
+
+def _remarks_on_flatness(result):
+    if not section(result, "parametric") or not result.get("valley"):
+        return []
+    last = max(result["valley"], key=lambda row: row["flops"])
+    twice, four_times = (max(last[f"cost_{factor}x"].values()) for factor in (2, 4))
+    return [
+        f"flat optimum at C = {flops(last['flops'])}: N from {size(last['n_low'])} to {size(last['n_high'])} is within "
+        f"{fixed(last['tolerance_nats'])} nats of the best; being 2x or 4x off costs up to {fixed(twice)} or "
+        f"{fixed(four_times)}"
+    ]
+
+
+def notes_of(result):
+    """Warnings and refusals as two lists of (method, code, message)."""
+    warned = []
+    for method in METHODS:
+        for warning in (result.get(method) or {}).get("warnings") or []:
+            warned.append((method, warning["code"], warning["message"]))
+    refused = []
+    for refusal in result.get("refusals") or []:
+        refused.append((refusal["method"], refusal["code"], refusal["message"]))
+    return warned, refused
+
+
+def tests_of(result):
+    """Back-tests of the loss, of methods not refused."""
+    tests = result.get("backtest") or []
+    return [row for row in tests if row["error_ln"] is not None and section(result, row["method"])]
+
+
+def few(names, most=MANY):
+    text = ", ".join(names[:most])
+    if len(names) > most:
+        text += f" and {len(names) - most} more"
+    return text

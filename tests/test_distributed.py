@@ -1,0 +1,60 @@
+"""The processes of a run: launch and resume commands, signals, devices; sums over real ranks are in test_train.py."""
+
+import os
+import signal
+
+import pytest
+
+from isoflop import distributed
+from isoflop.device import pick_device
+from isoflop.distributed import DistributedEnv, launch, launch_command, resume_command, stop_signals
+
+
+def test_one_process_sends_nothing(capsys):
+    env = DistributedEnv()
+    assert env.sum(1.5, 2) == [1.5, 2] and env.any(True) and not env.any(False)
+    env.barrier()
+    env.print0("a", 1)
+    DistributedEnv(rank=1, size=2).print0("not shown")
+    assert capsys.readouterr().out == "a 1\n"
+    with launch("cpu") as env:
+        assert env == DistributedEnv(0, 1, "cpu")
+
+
+def test_the_command_that_resumes():
+    command = "python train.py --n_embd 64 --resume"
+    assert resume_command(["--n_embd", "64"]) == command
+    assert resume_command(["--n_embd", "64", "--resume"]) == command
+    assert resume_command(["--resume", "--n_embd", "64"]) == command
+    assert resume_command(["--resume", "a/b", "--n_embd", "64"]) == command
+    assert resume_command(["--resume=a/b", "--n_embd", "64"]) == command
+    assert resume_command(["--out_dir", "my run"]) == "python train.py --out_dir 'my run' --resume"
+
+
+def test_the_launch_command_of_two_nodes_has_an_address_to_fill_in(monkeypatch):
+    for name, value in (("WORLD_SIZE", "16"), ("GROUP_WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    nodes = ["--nnodes=2", "--rdzv_backend=c10d", "--rdzv_endpoint=HOST:PORT"]
+    assert launch_command() == ["torchrun", *nodes, "--nproc_per_node=8"]
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
+    assert launch_command() == ["torchrun", "--nproc_per_node=8"]
+
+
+def test_the_first_signal_is_noted_and_the_second_is_the_former_handler_s():
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda *_: received.append("former"))
+    try:
+        with stop_signals() as stop:
+            assert not stop()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop() and not received
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert received == ["former"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_device_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(distributed.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="--device cuda: torch finds no such device here; use --device cpu"):
+        pick_device("cuda")

@@ -1,0 +1,130 @@
+"""Pictures: what is drawn of budgets, FLOPs, scores and learning rates, and axes with round ticks."""
+
+import matplotlib
+import numpy as np
+import pytest
+from helpers import simulated_table
+
+import fit
+from isoflop import laws
+from isoflop.fit.axes import MOST_TICKS, Skip, figure, log_axis, size_tick, span
+from isoflop.fit.figures import ON_EDGE, PICTURES, draw_isoflop, draw_loss, draw_optimum, draw_ratio
+from isoflop.fit.result import to_arrays, to_json
+
+matplotlib.use("Agg")
+LAW = laws.Law(1.7, 400.0, 1500.0, 0.34, 0.36)
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    matplotlib.pyplot.close("all")
+
+
+@pytest.fixture(scope="module")
+def good():
+    analysis = fit.analyse(simulated_table(LAW), fit.Options(bootstrap=200, predict_flops=(1e21,)))
+    return to_json(analysis), to_arrays(analysis)
+
+
+def labels(ax):
+    return [label for label in ax.get_legend_handles_labels()[1] if label]
+
+
+def test_optima_lie_on_the_curves(good):
+    ax = draw_isoflop(*good).axes[0]
+    stars = [tuple(part.get_offsets()[0]) for part in ax.collections if len(part.get_offsets()) == 1]
+    assert stars == [(budget["n_opt"], budget["loss"]) for budget in good[0]["isoflop"]["budgets"]]
+    assert ax.get_title().startswith("IsoFLOP curves") and ax.get_xscale() == "log"
+
+
+def test_edge_budgets_have_an_open_circle():
+    table = simulated_table(LAW, noise=0.0)
+    keep = (table.c > 2e17) | (table.n > LAW.optimum(1e17)[0] * 0.9)
+    analysis = fit.analyse(table.select(keep), fit.Options(bootstrap=0))
+    result, arrays = to_json(analysis), to_arrays(analysis)
+    budget = result["isoflop"]["budgets"][0]
+    assert budget["status"] == "edge"
+    first = np.flatnonzero(arrays["budget"] == 0)
+    lowest = first[arrays["loss"][first].argmin()]
+    for draw, y in ((draw_isoflop, arrays["loss"][lowest]), (draw_optimum, arrays["n"][lowest])):
+        ax = draw(result, arrays).axes[0]
+        x = arrays["n"][lowest] if draw is draw_isoflop else budget["flops"]
+        assert (x, y) in [tuple(part.get_offsets()[0]) for part in ax.collections if len(part.get_offsets())]
+
+
+def test_a_best_learning_rate_on_the_edge_is_marked(good):
+    result, arrays = good
+    edge = np.zeros(len(arrays["n"]), bool)
+    edge[:9] = True
+    crosses = []
+    for marks in (edge, ~edge & edge):
+        ax = draw_isoflop(result, arrays | {"lr_on_edge": marks}).axes[0]
+        crosses.append([len(part.get_offsets()) for part in ax.collections if part.get_label() == ON_EDGE["label"]])
+    assert crosses == [[9], []]
+
+
+def test_predictions_lie_beyond_the_data(good):
+    result, arrays = good
+    for draw in (draw_optimum, draw_loss):
+        ax = draw(result, arrays).axes[0]
+        assert ax.get_xlim()[1] > 1e21
+    assert "Besiroglu 2024" in labels(draw_optimum(result, arrays).axes[0])
+    assert "least loss of the parametric fit" in labels(draw_loss(result, arrays).axes[0])
+
+
+def test_flops_with_attention_have_a_picture(good):
+    result, arrays = good
+    share = 40 / np.sqrt(arrays["n"])
+    share[0] = np.nan  # a row without the column
+    ax = draw_ratio(result, arrays | {"c_exact": arrays["c"] * (1 + share)}).axes[0]
+    assert ax.get_title().startswith("FLOPs with attention over 6ND")
+    shown = np.ma.filled(ax.collections[0].get_offsets(), np.nan)
+    np.testing.assert_allclose(shown[1:], np.column_stack([arrays["n"], 1 + share])[1:], rtol=1e-12)
+    both = arrays | {"c": arrays["c"] * 1.2, "c_exact": arrays["c"] * 1.5}  # what the fit uses is what is drawn
+    assert "attention" not in draw_ratio(result, both).axes[0].get_title()
+
+
+@pytest.mark.parametrize("factor", [None, 1.0, np.nan])
+def test_flops_of_6nd_have_none(good, factor):
+    result, arrays = good
+    exact = None if factor is None else arrays["c"] * factor
+    with pytest.raises(Skip, match="6ND"):
+        draw_ratio(result, arrays | {"c_exact": exact})
+
+
+def test_scores_are_drawn_against_loss_and_compute(good):
+    result, arrays = good
+    scores = {f"task{i}": {str(name): (0.5, np.nan) for name in arrays["run_id"][i:]} for i in range(9)}
+    fig = PICTURES["scores.png"](result, arrays | {"scores": scores})
+    assert fig.get_suptitle() == "Scores, loss and compute (8 of 9 tasks)" and len(fig.axes) == 2
+    assert [len(part.lines[0].get_xdata()) for part in fig.axes[1].containers][:2] == [49, 48]
+    with pytest.raises(Skip, match="^$"):
+        PICTURES["scores.png"](result, arrays)
+
+
+def test_pictures_that_cannot_be_drawn_say_why(good):
+    nothing = {"refusals": [{"method": "parametric", "code": "too_few_rows", "message": "3 runs"}]}
+    for name in ("isoflop.png", "optimum.png", "surface.png", "residuals.png"):
+        with pytest.raises(Skip, match="there is no isoflop fit|too_few_rows"):
+            PICTURES[name](nothing, good[1])
+
+
+def test_every_picture_has_a_caption():
+    assert len(PICTURES) == 7 and all(draw.__doc__.endswith(".") for draw in PICTURES.values())
+
+
+# ----- axes -----
+
+
+@pytest.mark.parametrize("low, high", [(7e3, 3.4e5), (4e7, 1.2e11), (7.4e7, 1.4e8), (2.2, 3.4), (9.9e10, 1.01e11)])
+def test_log_axes_have_three_to_seven_round_ticks(low, high):
+    _, ax = figure()
+    log_axis(ax.xaxis, size_tick, low, high)
+    ticks = [tick for tick in ax.get_xticks() if low <= tick <= high]
+    assert 3 <= len(ticks) <= MOST_TICKS
+    assert len({size_tick(tick) for tick in ticks}) == len(ticks)
+
+
+def test_spans_take_in_all_values():
+    assert span([1.0, 8.0], [], 16.0, pad=2) == (0.5, 32.0)

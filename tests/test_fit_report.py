@@ -1,0 +1,232 @@
+"""The page, the files and the terminal's tables: what a reader gets from fit.json and the runs."""
+
+import copy
+import re
+import struct
+
+import numpy as np
+import pytest
+from helpers import simulated_table
+
+import fit
+from isoflop import display, laws
+from isoflop.fit import axes, report
+from isoflop.fit.findings import answers, exponents, few, size
+from isoflop.fit.result import bands, to_arrays, to_json
+
+LAW = laws.Law(1.7, 400.0, 1500.0, 0.34, 0.36)
+OPTIONS = {"bootstrap": 200, "predict_flops": (1e21, 1e22)}
+
+
+def found(table, **options):
+    """Result and arrays of a table of runs."""
+    analysis = fit.analyse(table, fit.Options(**options))
+    return to_json(analysis), to_arrays(analysis) | {"bands": bands(analysis)}
+
+
+@pytest.fixture(scope="module")
+def good():
+    """A sound sweep with 0.3% noise: every method but the envelope answers."""
+    return found(simulated_table(LAW), **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def drawn(good, tmp_path_factory):
+    out = tmp_path_factory.mktemp("good")
+    return out, report.write(*good, out)
+
+
+@pytest.fixture(scope="module")
+def refused():
+    """One D/N everywhere: no method may answer."""
+    table = simulated_table(LAW, (1e18,), 8, 10.0, 0.0)
+    table.n = np.geomspace(1e6, 1e8, 8)
+    table.d, table.c = 20 * table.n, 120 * table.n**2
+    table.loss = LAW.loss(table.n, table.d)
+    return found(table, **OPTIONS)
+
+
+def png_size(path):
+    head = path.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", head[16:24])
+
+
+def spurious(text):
+    return re.findall(r"(?i)\bnan\b|\binf\b|None|\bnull\b|\{|\}", text)
+
+
+# ----- files -----
+
+
+def test_pictures_are_whole_and_large_enough(drawn):
+    out, written = drawn
+    pictures = ["isoflop.png", "optimum.png", "loss_compute.png", "surface.png", "residuals.png"]
+    assert [path.name for path in written] == [*pictures, "prediction.md"]
+    for name in pictures:
+        width, height = png_size(out / name)
+        assert width >= 8 * axes.DPI and height >= 6 * axes.DPI
+        assert (out / name).stat().st_size > 20_000
+    assert not [path for path in out.iterdir() if path.name.startswith(".")], "temporary files left"
+
+
+def test_refused_methods_leave_no_number_and_no_picture(refused, tmp_path):
+    (tmp_path / "surface.png").write_text("an older fit's picture")
+    result, arrays = refused
+    assert {result[key]["status"] for key in ("parametric", "isoflop", "envelope")} == {"refused"}
+    assert {path.name for path in report.write(result, arrays, tmp_path)} == {"loss_compute.png", "prediction.md"}
+    assert not (tmp_path / "surface.png").exists()
+    text = (tmp_path / "prediction.md").read_text()
+    for words in (text, report.summary(result)):
+        assert not spurious(words)
+        assert "constant_ratio" in words and "no_budgets" in words
+        assert "come mostly from the prior" in words
+    assert "No method gives an optimum" in text
+
+
+def test_a_failing_picture_does_not_cost_the_page(good, tmp_path, monkeypatch):
+    def broken(result, arrays):
+        """A picture."""
+        raise RuntimeError("no fonts today")
+
+    monkeypatch.setattr(report, "PICTURES", {"isoflop.png": broken})
+    assert [path.name for path in report.write(*good, tmp_path)] == ["prediction.md"]
+    assert "RuntimeError: no fonts today" in (tmp_path / "prediction.md").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["prediction.md"]
+
+
+def test_a_random_part_of_many_runs_keeps_its_own_numbers(good, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "DRAWN", 30)
+    seen = {}
+
+    def picture(result, arrays):
+        """A picture."""
+        seen.update(arrays)
+        raise axes.Skip("enough")
+
+    monkeypatch.setattr(report, "PICTURES", {"isoflop.png": picture})
+    result, arrays = good
+    report.write(result, arrays | {"c_exact": (arrays["c"] * 1.1).tolist()}, tmp_path)
+    assert len(seen["n"]) == 30 and seen["curve"] == {}
+    np.testing.assert_allclose(seen["c_exact"], 1.1 * seen["c"])
+
+
+def test_little_is_enough(good, tmp_path):
+    """Only the four arrays, no predictions, no back-test: fewer pictures and no crash."""
+    result = {key: good[0][key] for key in ("input", "parametric", "isoflop")}
+    arrays = {key: good[1][key].tolist() for key in ("n", "d", "c", "loss")}
+    names = {path.name for path in report.write(result, arrays, tmp_path)}
+    assert names == {"optimum.png", "surface.png", "residuals.png", "loss_compute.png", "prediction.md"}
+    assert not spurious((tmp_path / "prediction.md").read_text() + report.summary(result))
+
+
+# ----- the page -----
+
+
+def test_page_has_the_numbers_of_the_result(good, drawn):
+    text, result = (drawn[0] / "prediction.md").read_text(), good[0]
+    assert not spurious(text)
+    for row in result["predictions"]["flops"]:
+        assert f"C = {display.flops(row['flops'])} FLOPs" in text
+        for key, form in (("n_opt", size), ("d_opt", size), ("loss", display.fixed)):
+            if row[key]:  # the variants beside isoFLOP predict no loss
+                assert form(row[key]["point"]) in text
+                for which in ("ci95", "pi95"):
+                    assert display.interval(row[key].get(which), form) in text
+    for key in ("E", "A", "B", "alpha", "beta", "a", "b"):
+        assert f"{result['parametric'][key]['point']:.4g}" in text
+    for name in ("isoflop.png", "optimum.png", "surface.png"):
+        assert f"]({name})" in text
+    assert "flops_ratio.png (every run's FLOPs are 6ND)" in text and "scores.png" not in text
+    assert "no_curves" in text and "Chinchilla" in text and "Back-tests" in text
+
+
+def test_extrapolation_is_called_a_belief_beyond_the_back_tests(good):
+    result, arrays = good
+    text = " ".join(report.page(result, arrays).split())
+    assert "The farthest prediction is at 100 times the largest compute in the data." in text
+    assert "No back-test reaches as far as the prediction does." in text
+    untested = " ".join(report.page(result | {"backtest": []}, arrays).split())
+    assert "These runs allow no back-test" in untested
+
+
+# ----- the terminal -----
+
+
+def test_summary_fits_the_terminal(good):
+    text, result = report.summary(good[0]), good[0]
+    doublings = []
+    for row in result["backtest"]:
+        if row["method"] == "parametric":
+            doublings.append(abs(row["error_ln"]) / np.log2(row["flops"] / row["flops_fitted"]))
+    each = display.sig(100 * np.median(doublings), 2)
+    assert f"by {each}% per doubling of compute (median)" in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= report.WIDTH and not spurious(text)
+    row = result["predictions"]["flops"][0]
+    assert size(row["n_opt"]["point"]) in text and display.interval(row["d_opt"]["pi95"], size) in text
+    assert "parametric" in text and "isoFLOP" in text and "no_curves" in text
+
+
+@pytest.mark.parametrize("method", ["parametric", "isoflop"])
+def test_numbers_under_a_refused_status_are_not_shown(good, method):
+    result = copy.deepcopy(good[0])
+    result[method]["status"] = "refused"
+    hidden = [row for row in result["predictions"]["flops"] if row["method"].split(":")[0] == method]
+    for text in (report.page(result, good[1]), report.summary(result)):
+        for row in hidden:
+            assert size(row["n_opt"]["point"]) not in text
+
+
+def test_budgets_left_out_are_named():
+    table = simulated_table(LAW, noise=0.0)
+    keep = (table.c > 2e17) | (table.n > LAW.optimum(1e17)[0] * 1.2)
+    result, _ = found(table.select(keep), **OPTIONS)
+    first = result["isoflop"]["budgets"][0]
+    assert first["n_opt"] is None and f"left out: {first['status']}" in report.summary(result)
+
+
+def test_every_question_is_answered(tmp_path):
+    asked = {"predict_params": (1e9,), "target_loss": (2.6,), "compare": True}
+    options = fit.Options(bootstrap=200, **asked)
+    targets = simulated_table(LAW, (1.2e20,), 1)
+    analysis = fit.analyse(simulated_table(LAW), options, targets)
+    result = to_json(analysis)
+    text = report.summary(result)
+    assert "N = 1.000B" in text and "loss = 2.600" in text and "pi95 held" in text and "published:kaplan" in text
+    assert max(map(len, text.splitlines())) <= report.WIDTH and not spurious(text)
+    assert not spurious(report.page(result, to_arrays(analysis)))
+
+
+def test_a_law_without_runs_has_a_summary():
+    text = report.summary(fit.from_law("besiroglu", fit.Options(predict_flops=(5.76e23,), target_loss=(2.0,))))
+    assert text.startswith("law besiroglu: Besiroglu et al. 2024")
+    assert "published:besiroglu" in text and "C = 5.76e23 FLOPs" in text and not spurious(text)
+
+
+# ----- findings -----
+
+
+def test_sizes_keep_the_zeros_that_say_how_exact_they_are():
+    values = (300.3e9, 12.5e6, 8200, 1.4e12, 99999, None)
+    assert [size(value) for value in values] == ["300.3B", "12.50M", "8.200k", "1.400T", "100.0k", "-"]
+
+
+def test_answers_have_a_column_for_each_quantity_and_a_row_for_each_interval(good):
+    tables = answers(good[0])
+    assert [header[0] for header, _ in tables] == ["C = 1e21 FLOPs", "C = 1e22 FLOPs"]
+    header, rows = tables[0]
+    assert header[1:] == ["N*", "D*", "D/N", "loss"]
+    labels = [row[0] for row in rows]
+    methods = ["isoFLOP", "  ci95", "  pi95", "isoFLOP, all sizes", "isoFLOP, lowest runs", "parametric"]
+    assert labels == [*methods, "  ci95", "  pi95"]
+    assert rows[3][-1] == "-"
+
+
+def test_exponents_have_their_variants_below(good):
+    rows = exponents(good[0])
+    assert [row[0] for row in rows] == ["isoFLOP", "  parabola through all sizes", "  lowest runs", "parametric"]
+    assert rows[0][1] == display.estimate(good[0]["isoflop"]["a"]["point"], good[0]["isoflop"]["a"]["ci95"])
+
+
+def test_long_lists_are_cut():
+    assert few(["a", "b"]) == "a, b" and few(list("abcde"), 3) == "a, b, c and 2 more"

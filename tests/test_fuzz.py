@@ -1,0 +1,317 @@
+"""Every script on generated bad input: one line and status 2, or a result; no traceback, no hang, nothing written.
+
+Inputs are drawn by hypothesis, the same ones each time. A script's inputs go through all kinds of input below; what is
+wrong with any of them is listed at the end. A few of each script run by default, some hundred with -m slow.
+"""
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).resolve().parent.parent
+SECONDS = float(os.environ.get("FUZZ_SECONDS", 20))  # after which a call has hung
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 200))  # inputs of a script in the slow test
+FEW = 6
+LONGEST_LINE = 700  # characters of a message, without the value that was typed
+
+TINY = "--n_layer 1 --n_embd 8 --block_size 16"
+RUN = f"{TINY} --max_iters 2 --batch_size 1 --val_tokens 64 --device cpu"
+CALLS = {  # for each script calls that succeed; @ is the folder of good inputs
+    "model": [TINY, "--depth 2", "--preset gpt2"],
+    "plan": [
+        f"{TINY} --tokens 1e9", "--flop_budget 1e19 --gpu h100", "--n_params 1e9 --tokens 1e10", "--target_loss 2.5",
+        "--tokens 1e9 --law @/fit/fit.json", "--config @/models.json --tokens 1e9", "--flop_budget 1e20 --measured "
+        "@/ckpt/run.json",
+    ],
+    "fit": ["@/runs.csv --bootstrap 0 --no-plots --out_dir out", "@/runs.json --bootstrap 0 --no-plots --out_dir out",
+            "--law hoffmann --predict_flops 1e20", "@/runs.csv --bootstrap 0 --no-plots --out_dir out --predict_runs "
+            "@/runs.json"],
+    "data": ["--source @/text.jsonl --tokenizer byte --out_dir out", "--info @/data", "--verify @/data"],
+    "train": [f"--data_dir @/data --out_dir out {RUN}", f"--data_dir @/data --out_dir @/run --resume {RUN}"],
+    "sweep": [
+        "--simulate hoffmann --flop_budgets 1e18 1e19 1e20 --out_dir out --dry_run --sizes 3",
+        "--dry_run --flop_budgets 1e7 2e7 --n_embds 8 16 --data_dir @/data --val_tokens 64 --device cpu --out_dir out",
+        "--simulate hoffmann --flop_budgets 1e18 1e19 --sizes 3 --out_dir @/sweep --dry_run",
+    ],
+    "sample": ["--ckpt @/ckpt --max_new_tokens 4", "--ckpt @/ckpt --max_new_tokens 4 --prompts @/prompts.jsonl"],
+    "eval": ["--ckpt @/ckpt --data_dir @/data --val_tokens 64 --device cpu --out scores.jsonl"],
+    "export": ["--ckpt @/ckpt --out out", "--from_hf @/hf --out out"],
+}  # fmt: skip
+LONG = {  # flags whose large values are allowed, and take their time
+    "max_iters", "tokens_per_param", "flop_budget", "flop_budgets", "max_new_tokens", "num_samples", "bootstrap",
+    "compile", "interactive", "bench", "tasks", "source", "mix", "dataset", "tracker", "api", "verify", "workers",
+    "ablation", "hub_timeout", "parallel", "simulate",
+}  # fmt: skip
+WORDS = ["nan", "inf", "-inf", "-1", "", " ", "0", "1e30", "1e400", "0.5", "1e-300", "10000000000", "9" * 400, "None"]
+WORDS += ["\udcff", "é\u2028\n", "x" * 3000, "[]", "{}", "a=b", "=", "--", "1e308", "65536", "1048576"]
+REFUSED = ["nan", "inf", "-1", "", "1e400", "x", "\udcff", "9" * 400]
+LEAVES = [None, True, -1, 0, 1, 2**31, 10**12, 10**400, 1e308, 1e-308, float("nan"), float("inf"), -0.5, "", "x"]
+LEAVES += ["\ud800", "9" * 5000, [], {}, [[]], [None], {"": None}, [1, "a"], "nan", "y" * 100_000, {"point": None}]
+FILES = [
+    "fifo",
+    "zero",
+    "urandom",
+    "folder",
+    "empty",
+    "binary",
+    "forbidden",
+    "absent",
+    "deep",
+    "digits",
+    "text",
+    "null",
+]
+
+
+# ----- calls -----
+
+
+@pytest.fixture(scope="module")
+def server():
+    """call(script, argv, cwd) -> {status, out, err, hung}."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ISOFLOP_API_KEY": "", "MPLBACKEND": "agg"}
+    env |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    command = [sys.executable, str(ROOT / "tests" / "fuzz_server.py"), *CALLS]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+
+    def call(script, argv, cwd):
+        job = {"script": script, "argv": argv, "cwd": str(cwd), "seconds": SECONDS}
+        print(json.dumps(job), file=process.stdin, flush=True)
+        return json.loads(process.stdout.readline())
+
+    yield call
+    process.stdin.close()
+    process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def good(server, tmp_path_factory):
+    """The folder of inputs that every script takes."""
+    folder = tmp_path_factory.mktemp("good")
+    texts = [json.dumps({"text": f"document {i} of the text " * (1 + i % 7)}) for i in range(60)]
+    (folder / "text.jsonl").write_text("\n".join(texts) + "\n")
+    (folder / "prompts.jsonl").write_text('"doc"\n{"prompt": "the"}\n')
+    (folder / "models.json").write_text('{"A": {"n_layer": 2, "n_embd": 64}, "B": {"preset": "gpt2"}}')
+    runs = []
+    for i, c in enumerate((1e15, 3e15, 1e16, 3e16)):
+        for j, n in enumerate((1e6, 2e6, 4e6, 8e6, 1.6e7)):
+            n *= 1.7**i
+            loss = 1.7 + 400 / n**0.34 + 410 / (c / 6 / n) ** 0.28
+            runs.append({"run_id": f"{i}{j}", "params": n, "tokens": c / 6 / n, "flops": c, "loss": loss})
+    (folder / "runs.json").write_text(json.dumps(runs))
+    lines = [",".join(runs[0])] + [",".join(map(str, run.values())) for run in runs]
+    (folder / "runs.csv").write_text("\n".join(lines) + "\n")
+    made = [
+        ("data", "--source text.jsonl --tokenizer byte --out_dir data --val_fraction 0.3"),
+        ("train", f"--data_dir data --out_dir ckpt {RUN}"),
+        ("train", f"--data_dir data --out_dir run --ckpt_every 1 {RUN}"),
+        ("export", "--ckpt ckpt --out hf"),
+        ("fit", "runs.csv --bootstrap 0 --no-plots --out_dir fit"),
+        ("sweep", "--simulate hoffmann --flop_budgets 1e18 1e19 --sizes 3 --out_dir sweep"),
+    ]
+    for script, flags in made:
+        answer = server(script, flags.split(), folder)
+        assert answer["status"] in (0, 2 if script == "sweep" else 0), answer["err"]
+    return folder
+
+
+def flags_of(script: str) -> list:
+    """The argparse actions of a script's flags."""
+    import importlib
+
+    parsers = []
+    module = importlib.import_module(script)
+    run_main = module.run_main
+    module.run_main = lambda parser, *more: parsers.append(parser)
+    try:
+        module.main([])
+    finally:
+        module.run_main = run_main
+    return [action for action in parsers[0]._actions if action.option_strings and action.dest not in ("help", "model")]
+
+
+# ----- bad inputs -----
+
+
+def strange_file(kind: str, path: Path):
+    """Put something at path that is no file of the kind expected there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    texts = {"empty": "", "deep": "[" * 100_000, "digits": '{"E": ' + "9" * 400 + "}", "text": "a,b\n1", "null": "null"}
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind in ("zero", "urandom"):
+        path.symlink_to(f"/dev/{kind}")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "binary":
+        path.write_bytes(bytes(range(256)) * 16)
+    elif kind == "forbidden":
+        path.write_text("{}")
+        path.chmod(0)
+    elif kind in texts:
+        path.write_text(texts[kind])
+
+
+def places_in(value, path=()) -> list:
+    """The path of each value within a JSON value."""
+    found = [path]
+    if isinstance(value, dict):
+        children = list(value.items())[:60]
+    else:
+        children = list(enumerate(value[:10])) if isinstance(value, list) else []
+    for key, child in children:
+        found += places_in(child, (*path, key))
+    return found
+
+
+def mutated(value, rng):
+    """A JSON value with one to three of its parts replaced or removed."""
+    value = copy.deepcopy(value)
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        path = rng.choice(places_in(value))
+        if not path:
+            if rng.random() < 0.3:
+                return rng.choice(LEAVES)
+            continue
+        parent = value
+        for key in path[:-1]:
+            parent = parent[key]
+        if rng.random() < 0.2:
+            del parent[path[-1]]
+        else:
+            parent[path[-1]] = rng.choice(LEAVES)
+    return value
+
+
+def json_files(words: list[str], good: Path) -> list[str]:
+    """The JSON files among the inputs of a call, relative to the good folder."""
+    found = []
+    for word in words:
+        if not word.startswith("@/"):
+            continue
+        path = good / word[2:]
+        if path.is_dir():
+            inside = [p for p in path.rglob("*.json") if p.stat().st_size < 10**6]
+            found += sorted(str(p.relative_to(good)) for p in inside)
+        elif path.suffix == ".json":
+            found.append(word[2:])
+    return found
+
+
+def bad_flags(script: str, words: list[str], rng) -> list[str]:
+    """The call with one to three more flags of strange values."""
+    words = list(words)
+    for action in rng.sample(flags_of(script), rng.choice((1, 1, 1, 2, 3))):
+        words.append(rng.choice(action.option_strings))
+        if action.nargs != 0:
+            values = REFUSED if action.dest in LONG else WORDS
+            words += rng.choices(values, k=rng.choice((1, 1, 2)) if action.nargs == "+" else 1)
+    return words
+
+
+def bad_call(script: str, kind: str, rng, good: Path, case: Path) -> list[str]:
+    """The argv of a call with a bad input of a kind: "flags", "json" or "file". Inputs are copied into case/in."""
+    words = rng.choice(CALLS[script]).split()
+    inputs = case / "in"
+    shutil.copytree(good, inputs, symlinks=True)
+    documents = json_files(words, good)
+    if kind == "json" and documents:
+        path = inputs / rng.choice(documents)
+        path.write_text(json.dumps(mutated(json.loads(path.read_text()), rng)))
+    elif kind == "file" and any("@" in word for word in words):
+        path = inputs / rng.choice([word for word in words if word.startswith("@/")])[2:]
+        inside = []
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.is_file())
+        strange_file(rng.choice(FILES), rng.choice([path, *inside]))
+    else:
+        words = bad_flags(script, words, rng)
+    return [word.replace("@", str(inputs), 1) if word.startswith("@/") else word for word in words]
+
+
+# ----- what must hold -----
+
+
+def listing(folder: Path) -> dict:
+    """{path: (size, time of change)} of all in a folder; of folders None."""
+    found = {}
+    for parent, folders, names in os.walk(folder):
+        for name in folders:
+            found[os.path.join(parent, name)] = None
+        for name in names:
+            about = os.lstat(os.path.join(parent, name))
+            found[os.path.join(parent, name)] = (about.st_size, about.st_mtime_ns)
+    return found
+
+
+def faults(script: str, answer: dict, argv: list[str], before: dict, after: dict) -> list[str]:
+    """What is wrong with an answer."""
+    status, err, found = answer["status"], answer["err"], []
+    if answer["hung"]:
+        return ["hang"]
+    if "Traceback" in err or "Error:" in err.replace("RuntimeError: ", "") and status not in (0, 2):
+        found.append(f"traceback: {err.strip().splitlines()[-1][:150]}")
+    elif status not in (0, 1, 2, 75):
+        found.append(f"status {status}")
+    if status == 1 and not found and script not in ("train", "eval", "sweep", "plan"):
+        found.append("status 1")
+    if "Warning" in err:
+        found.append(f"warning: {err[:150]}")
+    if status == 2:
+        typed = max([len(word) for word in argv] + [0])
+        if err.count("\n") != 1 and not found:
+            found.append(f"{err.count(chr(10))} lines")
+        if len(err) > LONGEST_LINE + typed + 200 * (typed > 200):
+            found.append(f"a line of {len(err)} characters")
+        changed = sorted(path for path in after.keys() | before.keys() if after.get(path, 0) != before.get(path, 0))
+        if changed:
+            found.append(f"written: {', '.join(changed[:3])}")
+    return found
+
+
+def fuzz(script: str, examples: int, server, good, tmp_path):
+    """Run a number of bad inputs of a script; fails with the list of all faults."""
+    problems, counts = [], {"inputs": 0}
+
+    @settings(
+        max_examples=examples, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(kind=st.sampled_from(("flags", "json", "file")), rng=st.randoms(use_true_random=True))
+    def one(kind, rng):
+        case = tmp_path / "case"
+        shutil.rmtree(case, ignore_errors=True)
+        case.mkdir()
+        argv = bad_call(script, kind, rng, good, case)
+        before = listing(case)
+        answer = server(script, argv, case)
+        found = faults(script, answer, argv, before, listing(case))
+        counts["inputs"] += 1
+        shown = " ".join(word.replace(str(case), "") for word in argv)[-300:]
+        problems.extend(f"{ascii(fault)}\n      {kind}: {shown!a}\n      {answer['err'][-300:]!a}" for fault in found)
+        for fault in found:
+            key = fault.split(":")[0]
+            counts[key] = counts.get(key, 0) + 1
+
+    one()
+    assert not problems, f"{script}.py {counts}\n" + "\n".join(problems)
+
+
+@pytest.mark.parametrize("script", CALLS)
+def test_a_few_bad_inputs(script, server, good, tmp_path):
+    fuzz(script, FEW, server, good, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", CALLS)
+def test_many_bad_inputs(script, server, good, tmp_path):
+    fuzz(script, EXAMPLES, server, good, tmp_path)

@@ -1,0 +1,212 @@
+"""Resuming to the bit after stops and kills; damaged files, other runs' checkpoints and full disks."""
+
+import dataclasses
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import SMALL_FLAGS, SMALL_MODEL, curve_of, interrupted_run, record_of, same_weights, small_run, torchrun
+
+from isoflop.config import ModelConfig
+from isoflop.train import checkpoint
+from train import train
+
+ROOT = Path(__file__).resolve().parent.parent
+MC = ModelConfig(**SMALL_MODEL)
+
+
+def config(toy_data, out_dir, **more):
+    return small_run(toy_data, out_dir, **{"max_iters": 40} | more)
+
+
+# ----- the same weights -----
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_stopped_at_ten_random_steps(toy_data, tmp_path, dtype):
+    whole = train(MC, config(toy_data, tmp_path / "whole", dtype=dtype), quiet=True)
+    tc = config(toy_data, tmp_path / "parts", dtype=dtype, resume="auto")
+    for step in sorted(random.Random(0).sample(range(1, 40), 10)):
+        interrupted_run(MC, tc, step - _done(tmp_path / "parts"))
+    record = train(MC, tc, quiet=True)
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+    same = ("run_id", "val_loss", "bits_per_byte", "train_loss", "tokens", "flops")
+    assert [getattr(record, k) for k in same] == [getattr(whole, k) for k in same]
+    assert curve_of(tmp_path / "whole") == curve_of(tmp_path / "parts")
+    assert train(MC, tc, quiet=True) == record, "a finished run is not trained again"
+
+
+def _done(folder):
+    there = checkpoint.all_in(folder / "checkpoints")
+    return int(there[-1].name[5:]) if there else 0
+
+
+def test_a_branch_equals_the_run_on_its_own(toy_data, tmp_path):
+    """One trunk at a constant rate, two cooldowns off it (Haegele et al. 2024)."""
+    wsd = dict(schedule="wsd", cooldown_frac=0.25, warmup_frac=0.0, lr=0.02)
+    keep = {15: tmp_path / "at15", 30: tmp_path / "at30"}
+    train(MC, config(toy_data, tmp_path / "trunk", **wsd, max_iters=80), quiet=True, keep=keep)
+    for steps, folder in ((20, keep[15]), (40, keep[30])):
+        tc = config(toy_data, tmp_path / f"alone{steps}", **wsd, max_iters=steps)
+        alone = train(MC, tc, quiet=True)
+        branch = train(MC, dataclasses.replace(tc, out_dir=str(tmp_path / f"b{steps}")), quiet=True, start=folder)
+        assert branch.val_loss == alone.val_loss and branch.run_id == alone.run_id
+        assert same_weights(tmp_path / f"alone{steps}", tmp_path / f"b{steps}")
+
+
+@pytest.mark.slow
+def test_ten_sigkills(toy_data, tmp_path):
+    """A checkpoint every third step, SIGKILL at random moments: inside a write too."""
+    flags = [*SMALL_FLAGS, "--max_iters", "400", "--batch_size", "4", "--data_dir", toy_data, "--log_every", "40"]
+    command = [sys.executable, "train.py", *flags, "--ckpt_every", "3", "--resume"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    assert subprocess.run([*command, "--out_dir", tmp_path / "whole"], cwd=ROOT, env=env).returncode == 0
+    kills, luck = 0, random.Random(1)
+    for _ in range(60):
+        out = open(tmp_path / "out.txt", "w")
+        run = subprocess.Popen([*command, "--out_dir", tmp_path / "parts"], cwd=ROOT, env=env, stdout=out, stderr=out)
+        begun = _done(tmp_path / "parts")
+        while run.poll() is None and _done(tmp_path / "parts") == begun:
+            time.sleep(0.01)
+        time.sleep(luck.uniform(0, 0.3))
+        if kills < 10 and run.poll() is None:
+            run.send_signal(signal.SIGKILL)
+            kills += 1
+        if run.wait() == 0:
+            break
+    assert kills == 10
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_resumes_on_another_number_of_processes(toy_data, tmp_path, script):
+    flags = ["train.py", *SMALL_FLAGS, "--max_iters", 20, "--total_batch_size", 256, "--data_dir", toy_data,
+             "--dtype", "float32", "--log_every", 1]  # fmt: skip
+    alone = script(*flags, "--out_dir", tmp_path / "one")
+    assert alone.returncode == 0, alone.stderr
+    tc = config(toy_data, tmp_path / "two", max_iters=20, batch_size=None, total_batch_size=256, dtype="float32")
+    interrupted_run(MC, tc, 9)
+    rest = torchrun(script, 2, *flags, "--out_dir", tmp_path / "two", "--resume")
+    assert rest.returncode == 0, rest.stderr
+    curves = [curve_of(tmp_path / d) for d in ("one", "two")]
+    assert np.abs(np.subtract(curves[0][9:], curves[1][-11:])).max() < 1e-5
+    assert "resuming after step 9" in rest.stdout
+
+
+# ----- what is refused -----
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_named(toy_data, tmp_path):
+    tc = config(toy_data, tmp_path / "run", resume="auto")
+    first, second = interrupted_run(MC, tc, 5), interrupted_run(MC, tc, 5)
+    assert (first.name, second.name) == ("step_00000005", "step_00000010")
+    for name in sorted(p.name for p in second.iterdir()):
+        good = (second / name).read_bytes()
+        for bad in (good[:-2], good[:20] + bytes([good[20] ^ 1]) + good[21:], None):
+            (second / name).unlink() if bad is None else (second / name).write_bytes(bad)
+            with pytest.raises(ValueError, match="damaged.*--resume .*step_00000005"):
+                train(MC, tc, quiet=True)
+            (second / name).write_bytes(good)
+    shutil.rmtree(first)
+    (second / "state.json").write_text("{}")
+    with pytest.raises(ValueError, match="start without --resume"):
+        train(MC, tc, quiet=True)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(lr=0.01), "another learning rate: at step 1"),
+        (dict(max_iters=50), "another learning rate"),
+        (dict(seed=1), "another seed"),
+        (dict(batch_size=8), "--total_batch_size 128"),
+        (dict(beta2=0.9), "another beta2"),
+        (dict(resume="nowhere"), "--resume nowhere: no such checkpoint"),
+    ],
+)
+def test_another_run_does_not_take_the_checkpoint(toy_data, tmp_path, change, message):
+    saved = interrupted_run(MC, config(toy_data, tmp_path / "run", lr=0.02), 5)
+    tc = config(toy_data, tmp_path / "other", **{"lr": 0.02, "resume": str(saved), **change})
+    with pytest.raises(ValueError, match=message):
+        train(MC, tc, quiet=True)
+    assert not (tmp_path / "other").exists()
+
+
+# ----- the disk -----
+
+
+def test_the_last_good_checkpoint_survives_a_full_disk(toy_data, tmp_path, monkeypatch, capsys):
+    tc = config(toy_data, tmp_path / "run", ckpt_every=5, resume="auto")
+    good, saved = interrupted_run(MC, tc, 5), []
+
+    def full(state, path):
+        saved.append(path)
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    record = train(MC, tc)
+    assert record.status == "ok" and len(saved) == 6
+    assert capsys.readouterr().out.count("No space left on device") == 6
+    assert checkpoint.all_in(good.parent) == [good] and sorted(p.name for p in good.parent.iterdir()) == [good.name]
+    monkeypatch.undo()
+    assert checkpoint.find(tmp_path / "run", "auto").step == 5
+
+
+def test_a_disk_without_room_for_the_weights_keeps_the_record(toy_data, tmp_path, monkeypatch, capsys):
+    import model
+
+    def full(state, path):
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(model, "save_file", full)
+    record = train(MC, config(toy_data, tmp_path / "run"))
+    assert record.status == "ok"
+    assert record_of(tmp_path / "run") == dataclasses.asdict(record)
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["log.jsonl", "run.json", "tokenizer.json"]
+    shown = capsys.readouterr().out
+    assert f"{tmp_path}/run/model.safetensors could not be written (No space left on device); make room" in shown
+    assert "the run continues" not in shown
+    monkeypatch.setattr(checkpoint, "write_text", lambda path, text: full(None, path))
+    with pytest.raises(OSError, match="log.jsonl"):
+        train(MC, config(toy_data, tmp_path / "other"))
+    assert record_of(tmp_path / "other")["val_loss"] == record.val_loss, "the record is written first"
+    shown = next(x for x in capsys.readouterr().out.splitlines() if x.startswith('{"run_id"'))
+    assert json.loads(shown)["val_loss"] == record.val_loss, "the record is on the screen, if nowhere else"
+
+
+def test_old_checkpoints_go(toy_data, tmp_path):
+    train(MC, config(toy_data, tmp_path / "run", ckpt_every=6), quiet=True)
+    left = [p.name for p in checkpoint.all_in(tmp_path / "run" / "checkpoints")]
+    assert left == ["step_00000030", "step_00000036"]
+
+
+@pytest.mark.parametrize("limit, status, left", [(30_000, 1, ["log.jsonl", "loss.png", "run.json", "tokenizer.json"]),
+                                                 (1000, 2, [])])  # fmt: skip
+def test_files_that_may_not_grow(toy_data, tmp_path, limit, status, left):
+    """A real limit on the size of files: room for the record and not for the weights, then for neither."""
+    code = "import resource, sys, train; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); "
+    code += "sys.exit(train.main(sys.argv[2:]))"
+    flags = [*SMALL_FLAGS, "--max_iters", 20, "--batch_size", 4, "--data_dir", toy_data, "--out_dir", tmp_path / "run"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *map(str, [limit, *flags])]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == status and "Traceback" not in done.stderr, done.stdout + done.stderr
+    there = {p.name for p in (tmp_path / "run").iterdir()} - {".lock"}
+    assert there - {"loss.png"} == set(left) - {"loss.png"}
+    if left:
+        assert "model.safetensors could not be written" in done.stdout and "make room" in done.stdout
+        assert record_of(tmp_path / "run")["status"] == "ok"
+    else:
+        assert f"{tmp_path}/run/run.json: File too large" in done.stderr and done.stderr.count("\n") == 1
