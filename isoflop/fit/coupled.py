@@ -62,9 +62,9 @@ class Prior:
     source: str = ""
 
 
-# Each set was fitted with priors five times as wide; families of sets count alike. Without any one family the means
-# move by less than 0.15 and the widths by less than a third; bench/bench_forecast.py forecasts every family with the
-# prior of the others.
+# Each sweep was fitted with priors five times as wide; families of sweeps count alike. Without any one family the means
+# move by less than 0.15 and the widths by less than half; bench/bench_forecast.py learns the prior again and forecasts
+# every family with the prior of the others.
 PUBLIC = Prior(
     (-1.38, -1.35, 0.30, 0.30, -0.55, 0.84),
     (0.48, 0.53, 0.11, 0.17, 0.23, 0.50),
@@ -322,38 +322,41 @@ def fit_coupled(n, d, loss, c=None, weights=None, family="auto", prior=True, res
     problem = _Problem(n, d, np.log(loss), row_weights, prior)
     found, noise = _fit_families(problem, tried, near)
     evidence = {name: max(v.evidence for v in found.values()) - v.evidence for name, v in found.items()}
-    name = min(evidence, key=evidence.get)
-    best = found[name]
-    refusals = _undefended(best, loss, prior)
+    refusals = _undefended(found[min(evidence, key=evidence.get)], prior)
     if refusals:
         return CoupledFit(None, n_rows=len(n), refusals=tuple(refusals))
     draws, made = None, {}
     if resamples:
         draws, made = _draws(problem, found, evidence, noise, resamples, np.random.default_rng(seed))
+    fit = _result(problem, found, evidence, noise, prior)
+    return replace(fit, draws=draws, bootstrap=made)
+
+
+def _result(problem, found, evidence, noise, prior):
+    """The family with the most evidence as a CoupledFit, without draws."""
+    best = found[min(evidence, key=evidence.get)]
     from_prior = _from_prior(found.get("coupled", best), prior) if prior else {}
     marks = tuple(k for k, share in from_prior.items() if share > PRIOR_SHARE)
     return CoupledFit(
         families.law_of(best.theta[None], problem.runs.mu, scalar=True),
-        draws,
-        best.family.name,
-        evidence,
-        from_prior,
-        marks,
-        noise,
+        family=best.family.name,
+        evidence=evidence,
+        from_prior=from_prior,
+        prior_marks=marks,
+        sigma=noise,
         residuals=problem.z - families.terms(best.theta[None], problem.runs)[0][0],
-        weights=row_weights,
+        weights=problem.weights,
         leverage=best.leverage,
         theta=best.theta,
         mu=problem.runs.mu,
         covariance=best.covariance,
         log_evidence=best.evidence,
         objective=best.objective,
-        n_rows=len(n),
+        n_rows=len(problem.z),
         starts=best.starts,
         starts_agreeing=best.agree,
         gradient=best.gradient,
-        bootstrap=made,
-        warnings=tuple(_warnings(best, len(n), marks)),
+        warnings=tuple(_warnings(len(problem.z), marks)),
     )
 
 
@@ -460,7 +463,7 @@ def _scatter(problem, fit):
     return float((NOISE_ROWS * NOISE + rows * own) / (NOISE_ROWS + rows))
 
 
-def _undefended(fit, loss, prior):
+def _undefended(fit, prior):
     """List of Refusals: every reason not to report this optimum."""
     found = []
     if not fit.gradient <= 10 * GRADIENT_TOL:
@@ -486,7 +489,7 @@ def _from_prior(fit, prior):
     return out
 
 
-def _warnings(fit, rows, marks):
+def _warnings(rows, marks):
     found = []
     if rows < FEW_ROWS // 2:
         why = f"{rows} runs: intervals are as wide as the priors allow; add runs at other sizes and budgets"

@@ -9,7 +9,7 @@ case weights, so 4,000 refits are a few dozen matrix products.
     >>> fit.law.optimum(1e21), fit.ci("alpha")
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -190,32 +190,34 @@ def fit_parametric(n, d, loss, weights=None, delta=DELTA, resamples=RESAMPLES, s
         refusals = tuple(Refusal(METHOD, *why) for why in answer.undefended)
         return ParametricFit(None, refusals=refusals, **common)
 
-    theta, law = answer.theta, answer.law
     few_starts = ""
     if answer.agree < 0.2 * n_grid**2 and near is None:
         few_starts = f"only {answer.agree} of {n_grid**2} starts reach this optimum"
-    warnings = _warnings(law, loss, answer.se, few_starts)
+    warnings = _warnings(answer.law, loss, answer.se, few_starts)
     draws, bootstrap = None, {}
     if resamples:
-        draws, bootstrap, more = _bootstrap(theta, mu, x, z, weights, delta, resamples, rng)
+        draws, bootstrap, more = _bootstrap(answer.theta, mu, x, z, weights, delta, resamples, rng)
         if any(m.code == "unstable_resamples" for m in more):
             return ParametricFit(None, refusals=tuple(more), **common)
         warnings += more
+    fit = _result(answer, mu, common)
+    return replace(fit, draws=draws, bootstrap=bootstrap, warnings=tuple(warnings))
+
+
+def _result(answer, mu, common):
+    """An _Optimum as a ParametricFit, without draws and warnings."""
     return ParametricFit(
-        law,
-        draws,
-        family="hoffmann" if law.E > 0 else "hoffmann, E = 0",
+        answer.law,
+        family="hoffmann" if answer.law.E > 0 else "hoffmann, E = 0",
         objective=answer.objective,
         starts_agreeing=answer.agree,
         gradient=answer.gradient,
         condition=answer.condition,
         sigma=answer.sigma,
         residuals=answer.residuals,
-        theta=theta,
+        theta=answer.theta,
         mu=mu,
         covariance=answer.covariance,
-        bootstrap=bootstrap,
-        warnings=tuple(warnings),
         **common,
     )
 
