@@ -426,7 +426,7 @@ def run_once(argv: list[str], parser: Parser, args) -> int:
         if env.rank == 0:
             try:
                 tracking.draw_curve(out_dir, record)
-            except OSError as error:
+            except (OSError, ValueError, KeyError, TypeError) as error:  # a full disk, or a log.jsonl that was edited
                 env.print0(f"warning: no loss.png ({explain(error)})")
         if args.json:
             env.print0(json.dumps({**asdict(record), "seconds": record.train_s, "loss": record.train_loss}))

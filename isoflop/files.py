@@ -131,7 +131,10 @@ def sha256(path) -> str:
 
 def parse_json(text: str):
     """What a JSON text holds; ValueError where it is no JSON, is nested too deep, or has an integer of 301 digits."""
-    value = json.loads(text, parse_int=_parse_int)
+    try:
+        value = json.loads(text, parse_int=_parse_int)
+    except RecursionError:
+        raise ValueError(f"nested deeper than {MOST_DEPTH} levels") from None
     level, depth = [value], 0
     while level:
         inside = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list))]
@@ -156,7 +159,7 @@ def read_json(path, most_bytes: int = MOST_JSON_BYTES):
         return parse_json(regular(path, most_bytes).read_text("utf-8"))
     except UserError:
         raise
-    except (RecursionError, ValueError) as error:
+    except ValueError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not JSON ({reason})") from None
 

@@ -101,6 +101,8 @@ def read_fit(path) -> RangedLaw:
         fit = read_json(path)
     except OSError as error:
         raise UserError(f"{flag} can't be read ({error.strerror}); fit.py writes fit.json to its --out_dir") from None
+    except UserError as error:
+        raise UserError(f"--law {error}; fit.py writes a fit.json to its --out_dir") from None
     source = _member(fit, "input", dict, flag)
     parametric = _member(fit, "parametric", dict, flag)
     if "E" not in parametric:

@@ -2,10 +2,9 @@
 
 import contextlib
 import importlib.util
-import json
 from pathlib import Path
 
-from isoflop.files import atomic
+from isoflop.files import atomic, parse_json
 from isoflop.options import UserError
 
 
@@ -87,7 +86,7 @@ def _mlflow(out_dir, run_id, settings):
 
 def draw_curve(folder: Path, record):
     """loss.png in a run's folder: the loss against tokens, with the validation loss at the end."""
-    curve = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    curve = [parse_json(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     if len(curve) < 2:
         return
     import matplotlib
