@@ -23,6 +23,7 @@ QUANTITIES = {
     "tokens_per_param": ("D/N", sig),
     "loss": ("loss", fixed),
 }
+ISOFLOP_FITS = {"pooled": "pooled curves", "local": "local parabola", "parabola": "parabola through all sizes"}
 FORECAST = (("loss", fixed), ("n_opt", size), ("d_opt", size), ("tokens_per_param", sig))
 LETTERS = ("E", "A", "B", "alpha", "beta", "p")
 QUESTIONS = {  # of predictions -> key of what was asked, title of its table, number as text
@@ -157,11 +158,12 @@ def _remarks_on_parametric(result):
 def _remarks_on_power_laws(result):
     said = []
     bias = section(result, "isoflop").get("expected_bias") or {}
-    if bias.get("parabola_bias_a") is not None:
-        errors = f"parabola through all sizes {bias['parabola_bias_a']:+.4f}"
-        if bias.get("local_bias_a") is not None:
-            errors = f"local fit {bias['local_bias_a']:+.4f}, {errors}"
-        said.append(f"error of a on this grid without any noise, if the parametric fit is exact: {errors}")
+    errors = []
+    for method, name in ISOFLOP_FITS.items():
+        if bias.get(f"{method}_bias_a") is not None:
+            errors.append(f"{name}: a {bias[f'{method}_bias_a']:+.4f}, N* x {sig(bias[f'{method}_n_ratio'], 3)}")
+    if errors:
+        said.append(f"bias of the isoFLOP fit on this grid, if the parametric fit were exact: {'; '.join(errors)}")
     law = points(result, "compute_law", ("E", "k", "g"))
     if law is not None:
         e, k, g = law
