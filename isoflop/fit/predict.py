@@ -334,12 +334,23 @@ def _compute_for(predictor, target, c, skill):
     return out
 
 
+def run_row(run_id, n, d, method, loss, measured):
+    """A row of predictions.runs. loss : {point, ci95, pi95}. measured : the run's loss, nan where it is not known."""
+    actual = float(measured) if np.isfinite(measured) else None
+    row = {"run_id": str(run_id), "n": n, "d": d, "method": method, "loss": loss, "actual": actual}
+    if actual is not None:
+        row["error_nats"] = actual - loss["point"]
+        for key in ("ci95", "pi95"):
+            ends = loss[key]
+            row[f"in_{key}"] = None if ends is None else bool(ends[0] <= actual <= ends[1])
+    return row
+
+
 def predict_runs(predictors, table, skill, cost):
     """Rows of predictions.runs: the loss of given (N, D), with the actual loss and whether each interval held it."""
     rows = []
     for i in range(len(table.n)):
         n, d = float(table.n[i]), float(table.d[i])
-        actual = float(table.loss[i]) if np.isfinite(table.loss[i]) else None
         for p in predictors:
             if not p.has_loss:
                 continue
@@ -347,13 +358,7 @@ def predict_runs(predictors, table, skill, cost):
             if drawn is not None and skill is not None:
                 half = skill.half_loss(_sd_ln(drawn), skill.reach(n, d, float(cost.flops(n, d))))
             loss = _quantity(p.loss_at(n, d), drawn, half)
-            row = {"run_id": str(table.run_id[i]), "n": n, "d": d, "method": p.name, "loss": loss, "actual": actual}
-            if actual is not None:
-                row["error_nats"] = actual - loss["point"]
-                for key in ("ci95", "pi95"):
-                    ends = loss[key]
-                    row[f"in_{key}"] = None if ends is None else bool(ends[0] <= actual <= ends[1])
-            rows.append(row)
+            rows.append(run_row(table.run_id[i], n, d, p.name, loss, table.loss[i]))
     return rows
 
 

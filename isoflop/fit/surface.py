@@ -22,6 +22,7 @@ from isoflop.fit.forecast import (
     Quantity,
     forecast_isoflop,
 )
+from isoflop.fit.predict import run_row
 
 METHOD = "forecast"  # name of single runs' rows in predictions.runs
 
@@ -119,14 +120,7 @@ def forecast_runs(isoflop, coupled, targets, cost, c_max):
         best = forecast(isoflop, coupled, [at], cost, c_max)[0][0].loss
         shift = best.point / float(coupled.law.frontier_loss(at, cost))
         loss = _run_loss(coupled, n, d, c, cost, shift, best)
-        actual = float(targets.loss[i]) if np.isfinite(targets.loss[i]) else None
-        row = {"run_id": str(targets.run_id[i]), "n": n, "d": d, "method": METHOD, "loss": loss, "actual": actual}
-        if actual is not None:
-            row["error_nats"] = actual - loss["point"]
-            for key in ("ci95", "pi95"):
-                ends = loss[key]
-                row[f"in_{key}"] = None if ends is None else bool(ends[0] <= actual <= ends[1])
-        rows.append(row)
+        rows.append(run_row(targets.run_id[i], n, d, METHOD, loss, targets.loss[i]))
     return rows
 
 
