@@ -62,6 +62,7 @@ LATER = {"marker": "X", "s": 110, "color": "#CC79A7", "edgecolors": "black", "li
 MEASURED = {"fmt": "o", "ms": 7, "mec": "black", "mew": 0.7, "capsize": 3, "zorder": 4, "label": "optimum of a budget"}
 LINES = {"isoflop": "-", "parametric": "--", "envelope": "-."}
 # entries of legends
+MOST_RISE = 0.15  # of a run's loss above the lowest of its budget, as far as isoflop.png shows
 PREDICTED = "forecast, 95% interval of a new run", {"marker": "D", "ms": 7, "mfc": "0.7", "mec": "black"}
 OPTIMUM = "optimum, from the nearest runs", {"marker": "*", "ms": 15, "mfc": "0.6", "mec": "black"}
 LEFT_OUT = "lowest run, but no inner minimum: left out", {"marker": "o", "ms": 9, "mfc": "white", "mec": "0.45"}
@@ -127,8 +128,10 @@ def draw_isoflop(result, arrays):
         edge = shown[arrays["lr_on_edge"][shown]]
         if len(edge):
             ax.scatter(n[edge], loss[edge], **ON_EDGE)
-    pad = 0.06 * np.ptp(loss[shown])
-    ax.set_ylim(loss[shown].min() - pad, loss[shown].max() + pad)
+    # one bad set of runs must not flatten every other curve: runs far above their own lowest are cut off
+    top = max(min(loss[rows].max(), (1 + MOST_RISE) * loss[rows].min()) for _, rows in groups)
+    pad = 0.06 * (top - loss[shown].min())
+    ax.set_ylim(loss[shown].min() - pad, top + pad)
     log_axis(ax.xaxis, size_tick, *span(n[shown], pad=1.3))
     ax.set(xlabel=N_AXIS, ylabel=LOSS_AXIS, title=f"IsoFLOP curves\n{convention(result)}")
     budgets = [budget["flops"] for budget, _ in groups]
@@ -191,10 +194,9 @@ def draw_optimum(result, arrays):
     for ax, key in zip(axes, ("n_opt", "d_opt"), strict=True):
         values = _draw_methods(ax, result, arrays, methods, key, grid)
         values += _draw_measured(ax, result, arrays, left_out, envelope, key)
-        for row in rows:
+        for row in result.get("forecast") or []:
             if row["flops"] > last or len(budgets_of(result, True)) < 2:  # below, the optima are drawn
-                aside = 0.012 * (methods.index(row["method"]) - 0.5 * (len(methods) - 1))
-                values.append(_diamond(ax, row, key, row["flops"] * (end / start) ** aside))
+                values.append(_diamond(ax, {**row, "method": "forecast"}, key, row["flops"]))
         low, high = span(*values)
         shown.append((low, high))
         log_axis(ax.yaxis, size_tick, low / (high / low) ** 0.09, high * (high / low) ** 0.03)
@@ -212,7 +214,7 @@ def draw_optimum(result, arrays):
     axes[1].set_xlabel(C_AXIS)
     axes[0].set_title(f"Compute-optimal size and data\n{convention(result)}")
     entries = []
-    if rows:
+    if result.get("forecast"):
         entries.append(PREDICTED)
     if left_out:
         entries.append(LEFT_OUT)
