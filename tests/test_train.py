@@ -272,7 +272,9 @@ def test_mistake_under_torchrun_is_said_once(toy_data, script):
 def start(tmp_path, *command):
     out = open(tmp_path / "out.txt", "w")
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, env=env, stdout=out, stderr=out)
+    heard = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)  # noqa: E731  nohup ignores it, and so would the run
+    command = [sys.executable, *map(str, command)]
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=out, preexec_fn=heard)
 
 
 def wait_for(path, text, seconds=300):
