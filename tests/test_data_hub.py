@@ -76,6 +76,7 @@ def waiting(tmp_path_factory, files):
         }
 
 
+@pytest.mark.slow
 def test_streams_and_decodes(waiting, tmp_path, files):
     with Hub(REPO, files) as hub:
         done = fineweb(tmp_path, hub.url)
@@ -87,6 +88,7 @@ def test_streams_and_decodes(waiting, tmp_path, files):
     assert settings["config"] == "sample-10BT" and settings["num_docs"] == 100_000
 
 
+@pytest.mark.slow
 def test_stops_at_the_cap_and_ends_cleanly(tmp_path, files):
     with Hub(REPO, files) as hub:
         done = fineweb(tmp_path, hub.url, "--num_docs", 100)

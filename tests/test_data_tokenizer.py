@@ -20,6 +20,7 @@ from isoflop.data.reader import open_data, token_bytes
 from isoflop.data.tokenizer import load_tokenizer
 
 
+@pytest.mark.slow
 def test_tiktoken_encodes_as_the_naive_loop(tmp_path):
     """Lowest rank first, from the left, within the words of the pattern."""
     import regex

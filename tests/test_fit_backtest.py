@@ -1,6 +1,7 @@
 """Back-tests: only lower budgets are fitted, errors are measured, conventions are ranked."""
 
 import numpy as np
+import pytest
 from helpers import isoflop_runs
 
 from isoflop import laws
@@ -43,6 +44,7 @@ def test_rows_of_isoflop_measure_the_optimum():
         assert abs(np.log(row["n_opt"] / row["n_opt_actual"])) < 0.02
 
 
+@pytest.mark.slow
 def test_envelopes_are_tested_on_curves_cut_at_five_computes():
     sizes, tokens = np.geomspace(1e7, 1e9, 15), np.geomspace(2e8, 2e11, 60)
     n, d = np.repeat(sizes, 60), np.tile(tokens, 15)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = float(os.environ.get("FUZZ_SECONDS", 20))  # after which a call has hung
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 120))  # inputs of a script in the slow test
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 50))  # inputs of a script in the slow test
 FEW = 2  # in the default test
 LONGEST_LINE = 700  # characters of a message, without the value that was typed
 
@@ -306,6 +306,7 @@ def fuzz(script: str, examples: int, server, good, tmp_path):
     assert not problems, f"{script}.py {counts}\n" + "\n".join(problems)
 
 
+@pytest.mark.slow
 def test_a_few_bad_inputs(server, good, tmp_path):
     for script in CALLS:
         fuzz(script, FEW, server, good, tmp_path)

@@ -165,6 +165,7 @@ def test_shares_are_whole_matrices_and_cover_everything_once():
             assert ranks > 1 or shares[0][-1].span.stop == total
 
 
+@pytest.mark.slow
 def test_one_and_two_processes_train_the_same_model(toy_data, tmp_path, script):
     """50 steps in float32, several buckets: within 1e-5, with either optimizer and with ZeRO-1."""
     common = dict(

@@ -200,6 +200,7 @@ def test_a_bad_line_of_prompts_is_named(folder, tmp_path):
         sample.read_prompts(str(tmp_path / "p.jsonl"))
 
 
+@pytest.mark.slow
 def test_as_a_user_runs_it(folder, script):
     done = script("sample.py", "--ckpt", folder, "--prompt", "ab", "--max_new_tokens", 4)
     assert done.returncode == 0 and done.stdout.startswith("ab")

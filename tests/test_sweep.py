@@ -78,6 +78,7 @@ def test_a_row_lost_between_record_and_csv_is_recovered(undisturbed, tmp_path, c
     assert "val loss" not in capsys.readouterr().out, "a finished run was trained again"
 
 
+@pytest.mark.slow
 def test_under_torchrun_each_cell_is_trained_together(toy_data, tmp_path, script):
     flags = ["--flop_budgets", "1e8", "2e8", "--n_embds", "8", "16", "--n_layers", "1", "1", "--block_size", "32"]
     flags += ["--val_tokens", 1024, "--data_dir", toy_data, "--out_dir", tmp_path / "out", "--device", "cpu"]
@@ -218,6 +219,7 @@ def test_hours_are_capped_too(undisturbed, tmp_path, capsys):
 # ----- mistakes, dry run -----
 
 
+@pytest.mark.slow
 def test_dry_run_writes_nothing(undisturbed, tmp_path, script):
     done = script("sweep.py", *undisturbed[1], tmp_path / "out", "--dry_run")
     assert done.returncode == 0, done.stderr

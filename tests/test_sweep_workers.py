@@ -79,6 +79,7 @@ def test_the_longest_start_first_unless_there_is_a_cap():
     assert workers.Pool.in_order(pool, cells, SimpleNamespace(total_flops=1.0, max_hours=None)) == cells
 
 
+@pytest.mark.slow
 def test_a_worker_ends_quietly_with_its_parent():
     """The pipe closes, and no thread holds a lock of stdin that Python's end would stumble over."""
     code = "from isoflop.sweep import workers; import threading, time\n"
@@ -98,6 +99,7 @@ def in_turn(toy_data, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_workers_give_the_rows_of_one_process(toy_data, in_turn, tmp_path, script):
     flags = [*SMALL_BUDGETS, *SMALL_SIZES, "--data_dir", toy_data, "--out_dir", tmp_path / "out"]
     done = script("sweep.py", *flags, "--parallel", "cells", "--workers", 2, timeout=240)

@@ -207,7 +207,10 @@ def test_unwritable_out_dir_and_truncated_bin(toy_data, tmp_path, capsys):
 # ----- several processes -----
 
 
-@pytest.mark.parametrize("length", [["--max_iters", 20, "--total_batch_size", 256], ["--flop_budget", 5e8]])
+@pytest.mark.parametrize(
+    "length",
+    [["--max_iters", 20, "--total_batch_size", 256], pytest.param(["--flop_budget", 5e8], marks=pytest.mark.slow)],
+)
 def test_several_processes_train_the_same_model(toy_data, tmp_path, script, length):
     """With a batch over all processes: --total_batch_size, or the rule's, here of 4 sequences."""
     flags = ["train.py", *SMALL_FLAGS, *length, "--data_dir", toy_data, "--dtype", "float32", "--log_every", 1]
@@ -248,6 +251,7 @@ def test_two_nodes(toy_data, tmp_path, script):
     assert sum(text.count("step 00020/00020") for text in said) == 1, "rank 0 alone prints"
 
 
+@pytest.mark.slow
 def test_batch_size_is_per_process(toy_data, tmp_path, script):
     flags = ["train.py", *SMALL_FLAGS, "--max_iters", 10, "--batch_size", 4, "--lr", 0.01, "--data_dir", toy_data,
              "--out_dir", tmp_path / "two"]  # fmt: skip
@@ -259,6 +263,7 @@ def test_batch_size_is_per_process(toy_data, tmp_path, script):
     assert done.stdout.count("on 2 processes the peak lr goes from 0.01 to 0.0141") == 1
 
 
+@pytest.mark.slow
 def test_mistake_under_torchrun_is_said_once(toy_data, script):
     done = torchrun(script, 2, "train.py", "--flop_budget", 0, "--data_dir", toy_data)
     assert done.returncode != 0

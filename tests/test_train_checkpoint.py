@@ -192,6 +192,7 @@ def test_old_checkpoints_go(toy_data, tmp_path):
     assert left == ["step_00000030", "step_00000036"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit, status, left", [(30_000, 1, ["log.jsonl", "loss.png", "run.json", "tokenizer.json"]),
                                                  (1000, 2, [])])  # fmt: skip
 def test_files_that_may_not_grow(toy_data, tmp_path, limit, status, left):
