@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 from pathlib import Path
 
-from isoflop.files import atomic, parse_json
+from isoflop.files import atomic, parse_json, regular
 from isoflop.options import UserError
 
 
@@ -86,7 +86,7 @@ def _mlflow(out_dir, run_id, settings):
 
 def draw_curve(folder: Path, record):
     """loss.png in a run's folder: the loss against tokens, with the validation loss at the end."""
-    curve = [parse_json(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    curve = [parse_json(line) for line in regular(folder / "log.jsonl").read_text().splitlines()]
     if len(curve) < 2:
         return
     import matplotlib
