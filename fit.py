@@ -39,6 +39,7 @@ from isoflop.fit.table import Table, read, scores
 
 MIN_RESAMPLES = 100  # the ends of a 95% interval of fewer are noise
 ENVELOPE_RESAMPLES = 1000  # at most
+MOST_COUPLED = 5_000  # rows that the coupled law is fitted to
 MOST = 1e60  # largest number that can be asked for
 
 
@@ -210,7 +211,11 @@ def fit_methods(table: Table, options: Options) -> Fits:
     resamples, seed = options.bootstrap, options.seed
     weights = loss_weights(table) if options.loss_se_col else None
     parametric = fit_parametric(n, d, loss, weights, options.huber_delta, resamples, seed)
-    coupled = fit_coupled(n, d, loss, c, weights, options.law_family, options.prior, min(resamples, DRAWS), seed)
+    some = slice(None, None, -(-len(n) // MOST_COUPLED))  # of very many rows, every so many
+    coupled = fit_coupled(
+        n[some], d[some], loss[some], c[some], weights if weights is None else weights[some],
+        options.law_family, options.prior, min(resamples, DRAWS), seed,
+    )  # fmt: skip
     requested = None  # FLOPs by which runs are grouped into budgets; those spent, where they are not all known
     if table.budget is not None and (table.budget > 0).all():
         requested = table.budget
