@@ -7,7 +7,7 @@ from helpers import simulated_table
 
 import fit
 from isoflop import laws
-from isoflop.fit.axes import MOST_TICKS, Skip, figure, log_axis, size_tick, span
+from isoflop.fit.axes import MOST_TICKS, Skip, figure, flops_tick, log_axis, power_term, size_tick, span
 from isoflop.fit.figures import ON_EDGE, PICTURES, draw_isoflop, draw_loss, draw_optimum, draw_ratio
 from isoflop.fit.result import to_arrays, to_json
 
@@ -128,3 +128,16 @@ def test_log_axes_have_three_to_seven_round_ticks(low, high):
 
 def test_spans_take_in_all_values():
     assert span([1.0, 8.0], [], 16.0, pad=2) == (0.5, 32.0)
+
+
+def test_minor_ticks_stand_at_whole_multiples_and_leave_the_limits():
+    _, ax = figure()
+    log_axis(ax.xaxis, size_tick, 3e6, 4e7)
+    ticks = ax.lines[-1].get_xdata() / 1e6
+    np.testing.assert_allclose(ticks, [4, 5, 6, 7, 8, 9, 20, 30])
+    assert ax.get_xlim() == (3e6, 4e7) and ax.get_ylim() == (0.0, 1.0) and len(ax.xaxis.get_minor_ticks()) == 0
+
+
+def test_numbers_of_a_formula_stand_in_plain_letters():
+    assert flops_tick(1.574e20) == "1.57×10²⁰" and flops_tick(1e-3) == "10⁻³"
+    assert power_term(1977.2, "C", 0.17021) == "1977 C⁻⁰·¹⁷⁰²" and power_term(2.5e9, "N", 1.0) == "2.5×10⁹ N⁻¹·⁰⁰⁰"

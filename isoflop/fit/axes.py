@@ -33,6 +33,7 @@ RC = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlelocation": "left",
+    "axes.titley": 1.0,  # without one, matplotlib looks for it, which takes as long as a picture's layout
     "figure.dpi": DPI,
 }
 N_AXIS, D_AXIS, C_AXIS, LOSS_AXIS = "N (parameters)", "D (tokens)", "C (FLOPs)", "loss (nats per token)"
@@ -40,6 +41,8 @@ STAR = {"marker": "*", "s": 240, "edgecolors": "black", "linewidths": 0.9, "zord
 OPEN = {"facecolors": "white", "edgecolors": "0.45", "linewidths": 1.2, "zorder": 4}
 DIAMOND = {"marker": "D", "s": 55, "edgecolors": "black", "zorder": 6}
 MOST_TICKS = 7
+SUPERSCRIPT = str.maketrans("-.0123456789", "⁻·⁰¹²³⁴⁵⁶⁷⁸⁹")
+MOST_MINOR_DECADES = 12  # of more, minor ticks are a grey bar
 
 
 class Skip(Exception):
@@ -57,7 +60,7 @@ def figure(width=8.6, height=6.4, rows=1, columns=1, **more):
 
 def log_axis(axis, form, low, high):
     """Log scale with 3 to 7 labelled ticks on round numbers, whatever the range; form is a function value -> label."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
     getattr(axis.axes, f"set_{axis.axis_name}lim")(low, high)
@@ -71,7 +74,27 @@ def log_axis(axis, form, low, high):
     every = max(1, -(-len(ticks) // MOST_TICKS))
     axis.set_major_locator(FixedLocator(ticks[::every]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: form(value)))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
+    _minor_ticks(axis, decades, low, high)
+
+
+def _minor_ticks(axis, decades, low, high):
+    """Ticks at 2 to 9 times each power of ten, as one artist: one for each tick takes as long as all other drawing."""
+    from matplotlib.markers import TICKDOWN, TICKLEFT, TICKRIGHT
+
+    if len(decades) > MOST_MINOR_DECADES:
+        return
+    ticks = np.outer(decades, np.arange(2.0, 10.0)).ravel()
+    ticks = ticks[(ticks > low) & (ticks < high)]
+    ax, at = axis.axes, np.zeros(len(ticks))
+    style = {"ls": "none", "color": "black", "ms": 2.5, "mew": 0.6, "clip_on": False, "in_layout": False}
+    style |= {"scalex": False, "scaley": False}
+    if axis.axis_name == "x":
+        ax.plot(ticks, at, marker=TICKDOWN, transform=ax.get_xaxis_transform(), **style)
+    elif axis.get_ticks_position() == "right":
+        ax.plot(at + 1, ticks, marker=TICKRIGHT, transform=ax.get_yaxis_transform(), **style)
+    else:
+        ax.plot(at, ticks, marker=TICKLEFT, transform=ax.get_yaxis_transform(), **style)
 
 
 def size_tick(value):
@@ -79,19 +102,21 @@ def size_tick(value):
 
 
 def flops_tick(value):
-    return f"${_power_of_ten(value)}$"
+    """1.57×10²⁰, in plain letters: matplotlib's mathematics take a tenth of all drawing."""
+    mantissa, exponent = flops(value, 3).split("e")
+    factor = "" if mantissa == "1" else f"{mantissa}×"
+    return f"{factor}10{superscript(exponent)}"
 
 
-def _power_of_ten(value, digits=3):
-    """1.57 x 10^4, for matplotlib's mathematics."""
-    mantissa, exponent = flops(value, digits).split("e")
-    factor = "" if mantissa == "1" else f"{mantissa}\\!\\times\\!"
-    return f"{factor}10^{{{exponent}}}"
+def superscript(text):
+    """Digits, minus and decimal point as letters that stand high."""
+    return text.translate(SUPERSCRIPT)
 
 
-def coefficient(value):
-    """A number for a formula in matplotlib's mathematics."""
-    return sig(value) if 0.01 < value < 1e6 else _power_of_ten(value)
+def power_term(coefficient, letter, exponent):
+    """A term of a law: 1977 C⁻⁰·¹⁷."""
+    factor = sig(coefficient) if 0.01 < coefficient < 1e6 else flops_tick(coefficient)
+    return f"{factor} {letter}{superscript('-' + sig(exponent))}"
 
 
 def span(*arrays, pad=1.25):

@@ -16,14 +16,15 @@ from isoflop.fit.axes import (
     N_AXIS,
     STAR,
     Skip,
-    coefficient,
     colour_bar,
     figure,
     flops_tick,
     legend,
     log_axis,
+    power_term,
     size_tick,
     span,
+    superscript,
 )
 from isoflop.fit.result import budgets_of, convention, law_of, rows_of, why_not
 
@@ -66,9 +67,8 @@ def draw_surface(result, arrays):
         ax.scatter(far_n, far_d, color=COLOURS["parametric"], label="prediction", **DIAMOND)
     log_axis(ax.xaxis, size_tick, *n_limits)
     log_axis(ax.yaxis, size_tick, *d_limits)
-    n_term = f"{coefficient(law.A)}\\,N^{{-{sig(law.alpha)}}}"
-    d_term = f"{coefficient(law.B)}\\,D^{{-{sig(law.beta)}}}"
-    formula = f"$L = {sig(law.E)} + {n_term} + {d_term}$"
+    terms = power_term(law.A, "N", law.alpha), power_term(law.B, "D", law.beta)
+    formula = " + ".join([f"L = {sig(law.E)}", *terms])
     ax.set(xlabel=N_AXIS, ylabel=D_AXIS, title=f"Parametric fit, {convention(result)}\n{formula}")
     legend(fig, ax, columns=4)
     return fig
@@ -96,7 +96,8 @@ def draw_residuals(result, arrays):
             log_axis(ax.xaxis, size_tick, *span(x))
         ax.set_xlabel(label)
     _name_outliers(axes[1, 0], fitted, residual, names, far)
-    axes[1, 1].hist(residual, bins=min(40, max(8, len(n) // 6)), orientation="horizontal", color="0.55")
+    bins = min(40, max(8, len(n) // 6))
+    axes[1, 1].hist(residual, bins, histtype="stepfilled", orientation="horizontal", color="0.55")
     axes[1, 1].set_xlabel("runs")
     for ax in axes.flat:
         ax.axhline(0, color="black", lw=1)
@@ -144,7 +145,7 @@ def draw_ratio(result, arrays):
     if not_six_nd:
         _, cost = law_of(result)
         x = np.geomspace(n.min(), n.max(), 50)
-        text = f"$C = {sig(cost.kappa, 3)}\\,N^{{{sig(1 + cost.rho, 4)}}}D$, used for the optima"
+        text = f"C = {sig(cost.kappa, 3)} N{superscript(sig(1 + cost.rho, 4))} D, used for the optima"
         ax.plot(x, cost.kappa * x**cost.rho / 6, "--", color=COLOURS["parametric"], lw=2, label=text)
     log_axis(ax.xaxis, size_tick, *span(n))
     ax.set(xlabel=N_AXIS, ylabel=f"{what} / 6ND", title=f"{what} over 6ND\n{convention(result)}")

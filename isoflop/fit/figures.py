@@ -23,12 +23,12 @@ from isoflop.fit.axes import (
     OPEN,
     STAR,
     Skip,
-    coefficient,
     colour_bar,
     figure,
     flops_tick,
     legend,
     log_axis,
+    power_term,
     shades,
     size_tick,
     span,
@@ -347,7 +347,7 @@ def _draw_least_loss(ax, result, grid):
     if fit is not None:
         e, k, g = fit
         y = e + k * grid**-g
-        text = f"$L = {sig(e)} + {coefficient(k)}\\,C^{{-{sig(g)}}}$"
+        text = f"L = {sig(e)} + {power_term(k, 'C', g)}"
         ax.plot(grid, y, color="black", lw=1, zorder=3, label=text)
         ends.append(y[-1])
     law, cost = law_of(result)
