@@ -7,9 +7,32 @@ from helpers import simulated_table
 
 import fit
 from isoflop import laws
-from isoflop.fit.axes import MOST_TICKS, Skip, figure, flops_tick, log_axis, power_term, size_tick, span
-from isoflop.fit.figures import ON_EDGE, PICTURES, draw_isoflop, draw_loss, draw_optimum, draw_ratio
-from isoflop.fit.result import to_arrays, to_json
+from isoflop.display import sig
+from isoflop.fit import findings
+from isoflop.fit.axes import (
+    COLOURS,
+    MOST_TICKS,
+    Skip,
+    figure,
+    flops_tick,
+    log_axis,
+    loss_axis,
+    n_axis,
+    power_term,
+    size_tick,
+    span,
+)
+from isoflop.fit.figures import (
+    ON_EDGE,
+    PICTURES,
+    _published,
+    draw_backtest,
+    draw_isoflop,
+    draw_loss,
+    draw_optimum,
+    draw_ratio,
+)
+from isoflop.fit.result import bands, to_arrays, to_json
 
 matplotlib.use("Agg")
 LAW = laws.Law(1.7, 400.0, 1500.0, 0.34, 0.36)
@@ -24,7 +47,7 @@ def close_figures():
 @pytest.fixture(scope="module")
 def good():
     analysis = fit.analyse(simulated_table(LAW), fit.Options(bootstrap=200, predict_flops=(1e21,)))
-    return to_json(analysis), to_arrays(analysis)
+    return to_json(analysis), to_arrays(analysis) | {"bands": bands(analysis)}
 
 
 def labels(ax):
@@ -73,6 +96,51 @@ def test_predictions_lie_beyond_the_data(good):
     assert "least loss of the parametric fit" in labels(draw_loss(result, arrays).axes[0])
 
 
+def test_the_forecast_has_a_line_and_a_band_and_labels_its_own_ratios(good):
+    result, arrays = good
+    for draw, key in ((draw_optimum, "n_opt"), (draw_loss, "loss")):
+        ax = draw(result, arrays).axes[0]
+        lines = [line for line in ax.lines if line.get_color() == COLOURS["forecast"] and len(line.get_xdata()) > 2]
+        wanted = [row[key]["point"] for row in arrays["bands"] if row["method"] == "forecast"]
+        np.testing.assert_allclose(lines[0].get_ydata(), wanted)
+    texts = [text.get_text() for text in draw_optimum(result, arrays).axes[1].texts]
+    assert f"D/N = {sig(result['forecast'][0]['tokens_per_param']['point'], 3)}" in texts
+
+
+def test_published_laws_far_from_these_runs_are_left_out():
+    c = np.geomspace(1e18, 1e21, 5)
+    found = []
+    for factor in (1.0, 10.0):
+        n, d = laws.PUBLISHED["kaplan"].optimum(c)
+        found.append([label for (label, _), _ in _published(c, [(n * factor, d * factor)])])
+    assert "Kaplan 2020" in found[0] and found[1] == []
+
+
+def test_stars_carry_the_interval_of_their_size(good):
+    ax = draw_isoflop(*good).axes[0]
+    bars = [tuple(line.get_xdata()) for line in ax.lines if line.get_marker() == "|"]
+    assert bars == [tuple(budget["ci95"]["n_opt"]) for budget in good[0]["isoflop"]["budgets"]]
+
+
+def test_axes_say_how_n_is_counted_and_the_unit_of_the_loss(good):
+    named = {"input": {"n_convention": "n_params_matmul", "loss_unit": "bits per byte"}}
+    assert n_axis(named) == "Parameters N, LM head counted" and n_axis({}) == "Parameters N"
+    assert loss_axis(named) == "Loss, bits per byte"
+    ax = draw_loss(*good).axes[0]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("Compute C, FLOPs", "Loss, nats per token")
+
+
+def test_back_tests_are_drawn_as_predicted_against_measured(good):
+    result, arrays = good
+    tests = findings.tests_of(result)
+    left, right = draw_backtest(result, arrays).axes
+    drawn = np.concatenate([part.get_offsets() for part in left.collections])
+    wanted = [(row["actual"], row["predicted"]) for row in tests]
+    assert len(tests) > 2 and sorted(map(tuple, drawn)) == sorted(wanted)
+    off = np.concatenate([part.get_offsets() for part in right.collections])[:, 1]
+    np.testing.assert_allclose(sorted(off), sorted(-100 * row["error_ln"] for row in tests))
+
+
 def test_flops_with_attention_have_a_picture(good):
     result, arrays = good
     share = 40 / np.sqrt(arrays["n"])
@@ -105,13 +173,13 @@ def test_scores_are_drawn_against_loss_and_compute(good):
 
 def test_pictures_that_cannot_be_drawn_say_why(good):
     nothing = {"refusals": [{"method": "parametric", "code": "too_few_rows", "message": "3 runs"}]}
-    for name in ("isoflop.png", "optimum.png", "surface.png", "residuals.png"):
-        with pytest.raises(Skip, match="there is no isoflop fit|too_few_rows"):
+    for name in ("isoflop.png", "optimum.png", "surface.png", "residuals.png", "backtest.png"):
+        with pytest.raises(Skip, match="there is no isoflop fit|too_few_rows|takes four budgets"):
             PICTURES[name](nothing, good[1])
 
 
 def test_every_picture_has_a_caption():
-    assert len(PICTURES) == 7 and all(draw.__doc__.endswith(".") for draw in PICTURES.values())
+    assert len(PICTURES) == 8 and all(draw.__doc__.endswith(".") for draw in PICTURES.values())
 
 
 # ----- axes -----

@@ -61,11 +61,11 @@ def spurious(text):
 
 def test_pictures_are_whole_and_large_enough(drawn):
     out, written = drawn
-    pictures = ["isoflop.png", "optimum.png", "loss_compute.png", "surface.png", "residuals.png"]
+    pictures = ["isoflop.png", "optimum.png", "loss_compute.png", "surface.png", "residuals.png", "backtest.png"]
     assert [path.name for path in written] == [*pictures, "prediction.md"]
     for name in pictures:
         width, height = png_size(out / name)
-        assert width >= 8 * axes.DPI and height >= 6 * axes.DPI
+        assert width >= 8 * axes.DPI and height >= 5 * axes.DPI
         assert (out / name).stat().st_size > 20_000
     assert not [path for path in out.iterdir() if path.name.startswith(".")], "temporary files left"
 

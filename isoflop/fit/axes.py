@@ -18,6 +18,7 @@ COLOURS = {
     "parametric": "#D55E00",
     "envelope": "#009E73",
     "forecast": "#E69F00",
+    "coupled": "#CC79A7",
 }  # Okabe and Ito's, safe for all eyes
 RC = {
     "font.size": 13,
@@ -36,7 +37,12 @@ RC = {
     "axes.titley": 1.0,  # without one, matplotlib looks for it, which takes as long as a picture's layout
     "figure.dpi": DPI,
 }
-N_AXIS, D_AXIS, C_AXIS, LOSS_AXIS = "N (parameters)", "D (tokens)", "C (FLOPs)", "loss (nats per token)"
+C_AXIS, D_AXIS = "Compute C, FLOPs", "Training tokens D"
+COUNTED = {
+    "n_params": "embeddings counted",
+    "n_params_non_embedding": "embeddings not counted",
+    "n_params_matmul": "LM head counted",
+}
 STAR = {"marker": "*", "s": 240, "edgecolors": "black", "linewidths": 0.9, "zorder": 5}
 OPEN = {"facecolors": "white", "edgecolors": "0.45", "linewidths": 1.2, "zorder": 4}
 DIAMOND = {"marker": "D", "s": 55, "edgecolors": "black", "zorder": 6}
@@ -56,6 +62,17 @@ def figure(width=8.6, height=6.4, rows=1, columns=1, **more):
     fig, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **more)
     fig.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
     return fig, axes
+
+
+def n_axis(result, name="Parameters N"):
+    """Label of an axis of N, with how it is counted where that is known."""
+    counted = COUNTED.get(result.get("input", {}).get("n_convention"))
+    return f"{name}, {counted}" if counted else name
+
+
+def loss_axis(result, name="Loss"):
+    """Label of an axis of losses, with their unit."""
+    return f"{name}, {result.get('input', {}).get('loss_unit') or 'nats per token'}"
 
 
 def log_axis(axis, form, low, high):

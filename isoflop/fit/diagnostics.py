@@ -12,8 +12,6 @@ from isoflop.fit.axes import (
     COLOURS,
     D_AXIS,
     DIAMOND,
-    LOSS_AXIS,
-    N_AXIS,
     STAR,
     Skip,
     colour_bar,
@@ -21,14 +19,19 @@ from isoflop.fit.axes import (
     flops_tick,
     legend,
     log_axis,
+    loss_axis,
+    n_axis,
     power_term,
     size_tick,
     span,
     superscript,
 )
-from isoflop.fit.result import budgets_of, convention, law_of, rows_of, why_not
+from isoflop.fit.findings import tests_of
+from isoflop.fit.result import METHODS, budgets_of, law_of, rows_of, why_not
 
 TASKS = 8  # benchmarks in one picture
+TESTED = {"forecast": "forecast", "coupled": "coupled law", **METHODS}
+MARKERS = {"forecast": "D", "coupled": "v", "isoflop": "o", "parametric": "s", "envelope": "^"}
 
 
 # ----- the parametric fit -----
@@ -53,7 +56,7 @@ def draw_surface(result, arrays):
     fig, ax = figure(8.6, 6.8)
     filled = ax.contourf(x, y, z, levels, cmap="viridis_r", alpha=0.75)
     bar = fig.colorbar(filled, ax=ax, pad=0.02, ticks=levels[::2])
-    bar.set_label(LOSS_AXIS)
+    bar.set_label(loss_axis(result))
     bar.ax.set_yticklabels([f"{level:.2f}" for level in levels[::2]])
     ax.contour(x, y, z, levels[2:-1:2], colors="white", linewidths=0.8)
     ax.scatter(n, d, s=26, color="black", edgecolors="white", linewidths=0.6, zorder=3, label="runs")
@@ -69,7 +72,7 @@ def draw_surface(result, arrays):
     log_axis(ax.yaxis, size_tick, *d_limits)
     terms = power_term(law.A, "N", law.alpha), power_term(law.B, "D", law.beta)
     formula = " + ".join([f"L = {sig(law.E)}", *terms])
-    ax.set(xlabel=N_AXIS, ylabel=D_AXIS, title=f"Parametric fit, {convention(result)}\n{formula}")
+    ax.set(xlabel=n_axis(result), ylabel=D_AXIS, title=f"Parametric fit\n{formula}")
     legend(fig, ax, columns=4)
     return fig
 
@@ -87,7 +90,11 @@ def draw_residuals(result, arrays):
 
     fig, axes = figure(8.6, 7.6, 2, 2, sharey=True)
     shade = colour_bar(fig, axes, c, C_AXIS, flops_tick)
-    panels = ((axes[0, 0], n, N_AXIS), (axes[0, 1], d, D_AXIS), (axes[1, 0], fitted, "predicted loss"))
+    panels = (
+        (axes[0, 0], n, n_axis(result)),
+        (axes[0, 1], d, D_AXIS),
+        (axes[1, 0], fitted, loss_axis(result, "Fitted loss")),
+    )
     for ax, x, label in panels:
         ax.scatter(x, residual, s=22, color=shade(c), alpha=0.8, lw=0)
         ring = {"facecolors": "none", "edgecolors": COLOURS["parametric"], "linewidths": 1.5}
@@ -95,33 +102,48 @@ def draw_residuals(result, arrays):
         if x is not fitted:
             log_axis(ax.xaxis, size_tick, *span(x))
         ax.set_xlabel(label)
-    _name_outliers(axes[1, 0], fitted, residual, names, far)
     bins = min(40, max(8, len(n) // 6))
     axes[1, 1].hist(residual, bins, histtype="stepfilled", orientation="horizontal", color="0.55")
-    axes[1, 1].set_xlabel("runs")
+    axes[1, 1].set_xlabel("Runs")
     for ax in axes.flat:
         ax.axhline(0, color="black", lw=1)
     for ax in axes[:, 0]:
-        ax.set_ylabel("residual of ln L (%)")
+        ax.set_ylabel("Residual of ln L, %")
     spread, count = 100 * result["parametric"]["sigma_ln_loss"], int(far.sum())
     outliers = "1 outlier" if count == 1 else f"{count} outliers"
     title = f"Residuals of the parametric fit: robust sd {sig(spread, 2)}%, {outliers} (over 5 MAD)"
-    fig.suptitle(f"{title}\n{convention(result)}", fontsize=14)
+    fig.suptitle(title, fontsize=14)
     return fig
 
 
-def _name_outliers(ax, x, residual, names, far):
-    """The names of the six farthest outliers, as far as they do not overlap."""
-    height, taken = np.ptp(residual), []
-    for i in np.flatnonzero(far)[np.argsort(-np.abs(residual[far]))][:6]:
-        near = [y for y in taken if abs(residual[i] - y) <= 0.055 * height]
-        if abs(residual[i]) <= 0.15 * height or near:
-            continue
-        right = x[i] > 0.5 * (x.min() + x.max())
-        align, aside = ("right", -8) if right else ("left", 8)
-        place = {"ha": align, "va": "center", "fontsize": 11, "textcoords": "offset points"}
-        ax.annotate(names[i], (x[i], residual[i]), (aside, 0), **place)
-        taken.append(residual[i])
+# ----- back-tests -----
+
+
+def draw_backtest(result, arrays):
+    """Back-tests: losses of larger budgets, predicted from the runs below them; parametric: the mean of all their runs."""
+    tests = tests_of(result)
+    if not tests:
+        raise Skip("these runs allow no back-test: it takes four budgets")
+    fig, (left, right) = figure(10.6, 5.6, 1, 2)
+    ends = span([row["predicted"] for row in tests], [row["actual"] for row in tests], pad=1.02)
+    left.plot(ends, ends, color="black", lw=1, zorder=2)
+    right.axhline(0, color="black", lw=1, zorder=2)
+    for method in dict.fromkeys(row["method"] for row in tests):
+        mine = [row for row in tests if row["method"] == method]
+        style = {"s": 46, "color": COLOURS[method], "marker": MARKERS[method], "lw": 0.6, "alpha": 0.85, "zorder": 3}
+        style |= {"edgecolors": "black", "label": f"{TESTED[method]} ({len(mine)})"}
+        left.scatter([row["actual"] for row in mine], [row["predicted"] for row in mine], **style)
+        distance = np.exp([row["log_distance"] for row in mine])
+        right.scatter(distance, [-100 * row["error_ln"] for row in mine], **style)
+    log_axis(left.xaxis, "{:.3g}".format, *ends)
+    log_axis(left.yaxis, "{:.3g}".format, *ends)
+    farthest = np.exp(max(row["log_distance"] for row in tests))
+    log_axis(right.xaxis, "{:.3g}x".format, 1.0, 1.25 * farthest)
+    left.set(xlabel=loss_axis(result, "Measured loss"), ylabel=loss_axis(result, "Predicted loss"))
+    right.set(xlabel="Compute over the largest fitted", ylabel="Predicted above measured, %")
+    left.set_title("Back-tests: predicted from the budgets below")
+    legend(fig, left, columns=3)
+    return fig
 
 
 # ----- FLOPs, and benchmark scores -----
@@ -148,7 +170,7 @@ def draw_ratio(result, arrays):
         text = f"C = {sig(cost.kappa, 3)} N{superscript(sig(1 + cost.rho, 4))} D, used for the optima"
         ax.plot(x, cost.kappa * x**cost.rho / 6, "--", color=COLOURS["parametric"], lw=2, label=text)
     log_axis(ax.xaxis, size_tick, *span(n))
-    ax.set(xlabel=N_AXIS, ylabel=f"{what} / 6ND", title=f"{what} over 6ND\n{convention(result)}")
+    ax.set(xlabel=n_axis(result), ylabel=f"{what} / 6ND", title=f"{what} over 6ND")
     legend(fig, ax, columns=3)
     return fig
 
@@ -172,8 +194,8 @@ def draw_scores(result, arrays):
         axes[1].errorbar(arrays["c"][scored], score, np.nan_to_num(se), **style)
     log_axis(axes[1].xaxis, flops_tick, *span(arrays["c"]))
     axes[0].invert_xaxis()  # better is to the right in both
-    axes[0].set(xlabel=LOSS_AXIS, ylabel="score")
-    axes[1].set(xlabel=C_AXIS, ylabel="score")
+    axes[0].set(xlabel=loss_axis(result), ylabel="Score")
+    axes[1].set(xlabel=C_AXIS, ylabel="Score")
     title = "Scores, loss and compute"
     if len(found) > len(tasks):
         title += f" ({len(tasks)} of {len(found)} tasks)"

@@ -18,8 +18,6 @@ from isoflop.fit.axes import (
     C_AXIS,
     COLOURS,
     DIAMOND,
-    LOSS_AXIS,
-    N_AXIS,
     OPEN,
     STAR,
     Skip,
@@ -28,17 +26,18 @@ from isoflop.fit.axes import (
     flops_tick,
     legend,
     log_axis,
+    loss_axis,
+    n_axis,
     power_term,
     shades,
     size_tick,
     span,
 )
-from isoflop.fit.diagnostics import draw_ratio, draw_residuals, draw_scores, draw_surface
+from isoflop.fit.diagnostics import draw_backtest, draw_ratio, draw_residuals, draw_scores, draw_surface
 from isoflop.fit.minima import LOCAL_RISE
 from isoflop.fit.result import (
     METHODS,
     budgets_of,
-    convention,
     law_of,
     optimum_of,
     points,
@@ -55,6 +54,8 @@ SHOWN_LAWS = {  # name -> label and dashes
     "kaplan": ("Kaplan 2020", (0, (5, 1.5, 1, 1.5))),
 }
 MANY = 12  # budgets beyond which a colour bar is easier to read than a legend
+NEAR = 4.0  # factor of N* or D* within which a published law is drawn
+FORECAST_TEXT = "#8F6200"  # the forecast's orange, dark enough to read
 MOST_CURVES = 200  # training curves in one picture
 RING = {"s": 26, "facecolors": "none", "edgecolors": COLOURS["envelope"], "zorder": 4, "label": "envelope"}
 ON_EDGE = {"marker": "x", "s": 60, "color": "0.2", "lw": 1.3, "zorder": 4, "label": "best rate tried was first or last"}
@@ -63,8 +64,11 @@ MEASURED = {"fmt": "o", "ms": 7, "mec": "black", "mew": 0.7, "capsize": 3, "zord
 LINES = {"isoflop": "-", "parametric": "--", "envelope": "-."}
 # entries of legends
 MOST_RISE = 0.15  # of a run's loss above the lowest of its budget, as far as isoflop.png shows
-PREDICTED = "forecast, 95% interval of a new run", {"marker": "D", "ms": 7, "mfc": "0.7", "mec": "black"}
-OPTIMUM = "optimum, from the nearest runs", {"marker": "*", "ms": 15, "mfc": "0.6", "mec": "black"}
+PREDICTED = (
+    "forecast, with pi95",
+    {"marker": "D", "ms": 7, "color": COLOURS["forecast"], "mec": "black", "ls": "-", "lw": 3},
+)
+OPTIMUM = "optimum, with ci95 of N*", {"marker": "*", "ms": 15, "mfc": "0.6", "mec": "black"}
 LEFT_OUT = "lowest run, but no inner minimum: left out", {"marker": "o", "ms": 9, "mfc": "white", "mec": "0.45"}
 PARAMETRIC = "parametric fit", {"ls": "--", "color": "0.3"}
 
@@ -83,14 +87,24 @@ def _groups(result, arrays):
     return groups
 
 
-def _band(ax, arrays, method, key):
-    """ci95 of a method along C."""
+def _band(ax, arrays, method, key, which="ci95", alpha=0.12):
+    """An interval of a method along C."""
     edges = []
     for row in arrays.get("bands") or []:
-        if row["method"] == method and row[key] and row[key]["ci95"] and None not in row[key]["ci95"]:
-            edges.append((row["flops"], *row[key]["ci95"]))
+        if row["method"] == method and row[key] and row[key][which] and None not in row[key][which]:
+            edges.append((row["flops"], *row[key][which]))
     at, low, high = np.reshape(edges, (-1, 3)).T
-    ax.fill_between(at, low, high, color=COLOURS[method], alpha=0.16, lw=0)
+    ax.fill_between(at, low, high, color=COLOURS[method], alpha=alpha, lw=0)
+
+
+def _draw_forecast(ax, arrays, key):
+    """The forecast along C with its pi95; returns its rows."""
+    rows = [row for row in arrays.get("bands") or [] if row["method"] == "forecast"]
+    if rows:
+        _band(ax, arrays, "forecast", key, "pi95", 0.28)
+        y = [row[key]["point"] for row in rows]
+        ax.plot([row["flops"] for row in rows], y, color=COLOURS["forecast"], lw=3, zorder=3.5)
+    return rows
 
 
 def _diamond(ax, row, key, x):
@@ -133,7 +147,7 @@ def draw_isoflop(result, arrays):
     pad = 0.06 * (top - loss[shown].min())
     ax.set_ylim(loss[shown].min() - pad, top + pad)
     log_axis(ax.xaxis, size_tick, *span(n[shown], pad=1.3))
-    ax.set(xlabel=N_AXIS, ylabel=LOSS_AXIS, title=f"IsoFLOP curves\n{convention(result)}")
+    ax.set(xlabel=n_axis(result), ylabel=loss_axis(result), title="IsoFLOP curves")
     budgets = [budget["flops"] for budget, _ in groups]
     if len(groups) <= MANY:
         style = {"title_fontsize": 12, "loc": "outside right upper", "handletextpad": 0.1}
@@ -158,6 +172,9 @@ def _draw_parabola(ax, budget, n, loss, shade):
     rise = max(curvature, 0.0) * (grid - at) ** 2
     near = (rise < LOCAL_RISE * least) & (grid > x.min()) & (grid < x.max())
     ax.plot(np.exp(grid[near]), least + rise[near], color=shade, lw=2.2, zorder=3)
+    ends = (budget.get("ci95") or {}).get("n_opt")
+    if ends:
+        ax.plot(ends, [least, least], color="black", lw=1.2, marker="|", ms=9, mew=1.2, zorder=4)
     ax.scatter(budget["n_opt"], least, color=[shade], **STAR)
 
 
@@ -176,7 +193,7 @@ def _isoflop_entries(groups, law):
 
 
 def draw_optimum(result, arrays):
-    """Compute-optimal parameters and tokens against compute; bands are 95% bootstrap intervals, given the law."""
+    """Compute-optimal parameters and tokens against compute; bands: pi95 of the forecast, ci95 of the methods."""
     methods = [method for method in METHODS if optimum_of(result, method, 1e20) is not None]
     if not methods and not budgets_of(result, True):
         raise Skip("; ".join(why_not(result, method) for method in METHODS))
@@ -188,31 +205,33 @@ def draw_optimum(result, arrays):
     beyond = end > 1.05 * last
     limits = start / 1.6, end * 1.6 * (end / start) ** 0.04
     grid = np.geomspace(*limits, 200)
+    published = _published(grid, [optimum_of(result, method, grid) for method in methods])
 
     fig, axes = figure(8.0, 9.2, 2, sharex=True)
-    shown = []  # what each axis must show
     for ax, key in zip(axes, ("n_opt", "d_opt"), strict=True):
+        best = _draw_forecast(ax, arrays, key)
         values = _draw_methods(ax, result, arrays, methods, key, grid)
         values += _draw_measured(ax, result, arrays, left_out, envelope, key)
         for row in result.get("forecast") or []:
             if row["flops"] > last or len(budgets_of(result, True)) < 2:  # below, the optima are drawn
                 values.append(_diamond(ax, {**row, "method": "forecast"}, key, row["flops"]))
+        for (label, dashes), lines in published:
+            y = lines[key]
+            ax.plot(grid, y, color="0.4", ls=dashes, lw=1.3, label=label, zorder=1)
+            values.append(y)
         low, high = span(*values)
-        shown.append((low, high))
         log_axis(ax.yaxis, size_tick, low / (high / low) ** 0.09, high * (high / low) ** 0.03)
         if beyond:
             ax.axvspan(last * 1.03, limits[1], color="0.5", alpha=0.09, lw=0)
-    axes[0].set_ylabel("N* (parameters)")
-    axes[1].set_ylabel("D* (tokens)")
-    _draw_published(axes, grid, shown)
+    axes[0].set_ylabel(n_axis(result, "Parameters N*"))
+    axes[1].set_ylabel("Training tokens D*")
     if beyond:
         place = {"transform": axes[0].transAxes, "ha": "right", "color": "0.35"}
         axes[0].text(0.98, 0.03, "beyond the data", **place, **_halo())
-    if methods:
-        _write_ratios(axes[1], result, methods[0], rows, _ratio_places(start, last, end, limits))
+    _write_ratios(axes[1], best, _ratio_places(start, last, end, limits))
     log_axis(axes[1].xaxis, flops_tick, *limits)
     axes[1].set_xlabel(C_AXIS)
-    axes[0].set_title(f"Compute-optimal size and data\n{convention(result)}")
+    axes[0].set_title("Compute-optimal size and data")
     entries = []
     if result.get("forecast"):
         entries.append(PREDICTED)
@@ -228,10 +247,22 @@ def _draw_methods(ax, result, arrays, methods, key, grid):
     for method in methods:
         n, d = optimum_of(result, method, grid)
         y = n if key == "n_opt" else d
-        ax.plot(grid, y, LINES[method], color=COLOURS[method], lw=2, label=f"{METHODS[method]} fit", zorder=3)
+        ax.plot(grid, y, LINES[method], color=COLOURS[method], lw=1.2, label=f"{METHODS[method]} fit", zorder=3.7)
         _band(ax, arrays, method, key)
         values.append(y)
     return values
+
+
+def _published(grid, ours):
+    """((label, dashes), {"n_opt": line, "d_opt": line}) of the published laws that stay near one of `ours`."""
+    found = []
+    for name, style in SHOWN_LAWS.items():
+        n, d = PUBLISHED[name].optimum(grid)
+        for our_n, our_d in ours:
+            if max(np.abs(np.log(n / our_n)).max(), np.abs(np.log(d / our_d)).max()) < np.log(NEAR):
+                found.append((style, {"n_opt": n, "d_opt": d}))
+                break
+    return found
 
 
 def _draw_measured(ax, result, arrays, left_out, envelope, key):
@@ -255,18 +286,6 @@ def _draw_measured(ax, result, arrays, left_out, envelope, key):
     return values
 
 
-def _draw_published(axes, grid, shown):
-    """The optima of published laws that cross more than a seventh of one of the panels."""
-    for name, (label, dashes) in SHOWN_LAWS.items():
-        lines = PUBLISHED[name].optimum(grid)
-        crossed = []
-        for y, (low, high) in zip(lines, shown, strict=True):
-            crossed.append(np.mean((y > low) & (y < high)))
-        if max(crossed) > 0.15:
-            for ax, y in zip(axes, lines, strict=True):
-                ax.plot(grid, y, color="0.4", ls=dashes, lw=1.3, label=label, zorder=1)
-
-
 def _halo():
     """Style of text over lines."""
     import matplotlib.patheffects as pe
@@ -286,19 +305,17 @@ def _ratio_places(start, last, end, limits):
     return places
 
 
-def _write_ratios(ax, result, method, rows, places):
-    """D/N of a method below its line, and below the intervals there."""
+def _write_ratios(ax, best, places):
+    """D/N of the forecast at some C, below its pi95 there; `best` are its rows along C."""
+    if not best:
+        return
+    ln_c = np.log([row["flops"] for row in best])
     for c, align in places:
-        n, d = optimum_of(result, method, c)
-        ends = []
-        for row in rows:
-            if row["flops"] == c:
-                ends += [end for end in row["d_opt"].get("pi95") or () if end is not None]
-        right = 14 if align == "right" else 0
-        down = -4 if ends else -16
-        place = {"xytext": (right, down), "textcoords": "offset points", "ha": align, "va": "top"}
-        text = f"D/N = {sig(float(d / n), 3)}"
-        ax.annotate(text, (c, min([d, *ends])), color=COLOURS[method], **place, **_halo())
+        row = best[int(np.abs(ln_c - np.log(c)).argmin())]
+        place = {"xytext": (14 if align == "right" else 0, -8), "textcoords": "offset points", "ha": align, "va": "top"}
+        text = f"D/N = {sig(row['tokens_per_param']['point'], 3)}"
+        below = min(row["d_opt"]["point"], *(row["d_opt"]["pi95"] or ()))
+        ax.annotate(text, (c, below), color=FORECAST_TEXT, **place, **_halo())
 
 
 # ----- loss against compute -----
@@ -309,7 +326,7 @@ def draw_loss(result, arrays):
     c, n, loss, curve = arrays["c"], arrays["n"], arrays["loss"], arrays.get("curve") or {}
     rows = result.get("forecast") or []
     fig, ax = figure()
-    shade = colour_bar(fig, ax, n, N_AXIS, size_tick)
+    shade = colour_bar(fig, ax, n, n_axis(result), size_tick)
     which = np.unique(curve.get("run", ()))
     for run in which[:: 1 + len(which) // MOST_CURVES]:
         at = curve["run"] == run
@@ -324,6 +341,7 @@ def draw_loss(result, arrays):
         ax.scatter(envelope["flops"], envelope["loss"], **RING)
 
     start, end = min([*c, *curve.get("c", ())]), max([*c, *(row["flops"] for row in rows)])
+    _draw_forecast(ax, arrays, "loss")
     lowest = [loss.min(), *_draw_least_loss(ax, result, np.geomspace(start, end * 1.3, 300))]
     beyond = [row for row in rows if row["flops"] > c.max()]
     for row in beyond:
@@ -334,7 +352,7 @@ def draw_loss(result, arrays):
     top = np.quantile(curve["loss"], 0.97) if curve else loss.max()
     log_axis(ax.yaxis, lambda value: f"{value:.3g}", min([*lowest, *later_loss]) * 0.98, top * 1.02)
     log_axis(ax.xaxis, flops_tick, start / 1.4, max([end, *later_c]) * 1.6)
-    ax.set(xlabel=C_AXIS, ylabel=LOSS_AXIS, title=f"Loss and compute\n{convention(result)}")
+    ax.set(xlabel=C_AXIS, ylabel=loss_axis(result), title="Loss and compute")
     entries = [PREDICTED] if beyond else []
     legend(fig, ax, entries)
     return fig
@@ -348,12 +366,14 @@ def _draw_least_loss(ax, result, grid):
         e, k, g = fit
         y = e + k * grid**-g
         text = f"L = {sig(e)} + {power_term(k, 'C', g)}"
-        ax.plot(grid, y, color="black", lw=1, zorder=3, label=text)
+        ax.plot(grid, y, color="black", lw=0.8, zorder=3.7, label=text)
         ends.append(y[-1])
     law, cost = law_of(result)
     if law is not None:
         y = law.frontier_loss(grid, cost)
-        ax.plot(grid, y, "--", color=COLOURS["parametric"], lw=1, zorder=3, label="least loss of the parametric fit")
+        ax.plot(
+            grid, y, "--", color=COLOURS["parametric"], lw=0.8, zorder=3.7, label="least loss of the parametric fit"
+        )
         ends.append(y[-1])
     return ends
 
@@ -374,6 +394,7 @@ PICTURES = {
     "loss_compute.png": draw_loss,
     "surface.png": draw_surface,
     "residuals.png": draw_residuals,
+    "backtest.png": draw_backtest,
     "flops_ratio.png": draw_ratio,
     "scores.png": draw_scores,
 }

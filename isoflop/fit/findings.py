@@ -201,8 +201,12 @@ def notes_of(result):
 
 def tests_of(result):
     """Back-tests of the loss, of methods not refused."""
-    tests = result.get("backtest") or []
-    return [row for row in tests if row["error_ln"] is not None and section(result, row["method"])]
+    tests = []
+    for row in result.get("backtest") or []:
+        answered = row["method"] == "forecast" or section(result, row["method"])
+        if row["error_ln"] is not None and answered:
+            tests.append(row)
+    return tests
 
 
 def few(names, most=MANY):

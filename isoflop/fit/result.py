@@ -22,6 +22,7 @@ from isoflop.fit.parametric import ParametricFit
 from isoflop.fit.power_law import PowerLaw
 from isoflop.fit.predict import Skill, percentiles, predict_flops
 from isoflop.fit.predictors import LawPredictor, LinePredictor
+from isoflop.fit.surface import forecast
 from isoflop.fit.table import Table
 from isoflop.laws import PUBLISHED, Cost, Law
 
@@ -267,11 +268,14 @@ def to_arrays(analysis: Analysis) -> dict:
 
 
 def bands(analysis: Analysis, points: int = 40) -> list[dict]:
-    """Predictions of this fit's own methods along C, from the smallest run to the farthest prediction."""
-    c = analysis.table.c
+    """The forecast and this fit's own methods along C, from the smallest run to the farthest prediction."""
+    fits, c = analysis.fits, analysis.table.c
     grid = np.geomspace(c.min(), max(*analysis.budgets, 10 * c.max()), points)
     ours = [predictor for predictor in analysis.predictors if predictor.name in METHODS]
-    return clean(predict_flops(ours, grid, analysis.skill))
+    rows = predict_flops(ours, grid, analysis.skill)
+    best, _ = forecast(fits.isoflop, fits.coupled, grid, fits.cost, analysis.skill.c_max)
+    rows += [{**asdict(row), "method": "forecast"} for row in best]
+    return clean(rows)
 
 
 # ----- readers of fit.json -----
