@@ -92,6 +92,7 @@ class SweepConfig:
     workers: int | None = option(None, "processes of cells (default: one per core or GPU)", min=1, max=2**12)
     reuse_trunk: bool = option(False, "--schedule wsd: budgets of one size share a trunk")
     retry: bool = option(False, "run only cells that have no result, by these flags")
+    drop_bad_rows: bool = option(False, "move damaged rows of OUT_DIR to *.bad.*, and go on")
 
     simulate: str | None = option(
         None, "law to draw from: a name, or E=1.7,A=..,B=..,..", group="losses without training"
@@ -271,11 +272,11 @@ def sweep(job: Job, here: executors.InGroup) -> int:
     sc, env = job.sc, job.env
     if sc.reuse_trunk and job.planner.flags.get("schedule") != "wsd":
         raise UserError("--reuse_trunk needs --schedule wsd: a cosine has no stretch that budgets can share")
-    untouched = ResultsFile.open(sc.out_dir, job.planner.source, job.texts, repair=False)
+    untouched = ResultsFile.open(sc.out_dir, job.planner.source, job.texts, repair=False, drop=sc.drop_bad_rows)
     next(job.stages(untouched, save=False))  # what can't be run is refused before anything is written
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder_lock(sc.out_dir, "sweep"))
-        results = ResultsFile.open(sc.out_dir, job.planner.source, job.texts)
+        results = ResultsFile.open(sc.out_dir, job.planner.source, job.texts, drop=sc.drop_bad_rows)
         if sc.api and job.asked.flops_used() is not None:
             env.print0(f"the service has counted {job.asked.used:.4g} FLOPs")
             results.elsewhere = max(0.0, job.asked.used - results.spent())
@@ -379,7 +380,7 @@ def fit_text(sc: SweepConfig, results: ResultsFile) -> str:
 def show_dry_run(job: Job, here: executors.InGroup):
     """Print the cells, what they cost, and how wide the intervals of their law will be. Nothing is written."""
     sc, env = job.sc, job.env
-    results = ResultsFile.open(sc.out_dir, job.planner.source, job.texts, repair=False)
+    results = ResultsFile.open(sc.out_dir, job.planner.source, job.texts, repair=False, drop=sc.drop_bad_rows)
     stages = list(job.stages(results, save=False))
     cells = [c for stage in stages for c in stage]
     good, done = [c for c in cells if not c.refused], results.done()
@@ -398,7 +399,7 @@ def show_dry_run(job: Job, here: executors.InGroup):
     env.print0(dry_run.table(cells, done, listed, sc.price_per_hour, room, full=True))
     seconds = [costs[c].seconds for c in todo if c in costs]
     env.print0(summary.what_is_left(todo, len(cells), seconds, count, sc.price_per_hour, env.size))
-    if sc.moves and not grid.decided(results.folder):
+    if sc.moves and not grid.decided(results.folder, sc.drop_bad_rows):
         env.print0("sizes of later budgets will move with the fit of the earlier ones (--no-recentre: they stay)")
     if sc.total_flops and results.spent() + sum(c.cost for c in todo) > sc.total_flops:
         env.print0(f"--total_flops {sc.total_flops:g} will stop it: {results.spent():.4g} are spent already")

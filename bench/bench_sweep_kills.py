@@ -31,10 +31,10 @@ from isoflop.options import check, option
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = "--n_embds 8 16 --n_layers 1 1 --block_size 32 --val_tokens 1024 --device cpu"
 SWEEPS = {
-    "tune_lr": f"--flop_budgets 1e8 2e8 {SIZES} --tune_lr",
-    "lrs": f"--flop_budgets 1e8 2e8 {SIZES} --lrs 0.3 0.5 0.7",
-    "trunks": f"--flop_budgets 2e8 4e8 8e8 {SIZES} --schedule wsd --reuse_trunk",
-    "adaptive": "--flop_budgets 1e8 2e8 --sizes 4 --block_size 32 --val_tokens 1024 --device cpu",
+    "tune_lr": f"--flop_budgets 1e8 2e8 {SIZES} --lr_scale 0.2 --tune_lr",
+    "lrs": f"--flop_budgets 1e8 2e8 {SIZES} --lrs 0.005 0.01 0.02",
+    "trunks": f"--flop_budgets 2e8 4e8 8e8 {SIZES} --lr_scale 0.2 --schedule wsd --reuse_trunk",
+    "moving": "--flop_budgets 1e8 2e8 --sizes 4 --block_size 32 --val_tokens 1024 --device cpu --lr_scale 0.2",
 }
 KILLS_PER_SWEEP = 4  # in one folder, before it is run to its end
 DELAY_S = 2.0  # longest time from the begin of a cell to the kill

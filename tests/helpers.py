@@ -254,7 +254,7 @@ def losses_of(folder) -> dict:
 
 def row_of_ones(run_id="abc", **more) -> dict:
     """A whole row of a sweep's CSV, its numbers 1."""
-    from isoflop.sweep.results import HEADER
+    from isoflop.sweep.folder import HEADER
 
     return {name: 1 for name in HEADER} | {"run_id": run_id, "status": "ok", "trunk": "", **more}
 

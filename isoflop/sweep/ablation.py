@@ -278,7 +278,7 @@ def read(folder: str | Path) -> tuple[Path, list[dict]]:
     if not found:
         raise UserError(f"{folder} has no {NAMES[0]}; name the out_dir of python sweep.py --ablation porian")
     path = found[0]
-    with open(path, newline="", encoding="utf-8") as f:
+    with open(path, newline="", encoding="utf-8-sig") as f:
         rows = list(csv.DictReader(f))
     if not rows or set(COLUMNS) - set(rows[0]):
         raise UserError(f"{path} does not have the columns of an ablation: {', '.join(COLUMNS[:8])}, ..")

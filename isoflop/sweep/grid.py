@@ -17,10 +17,12 @@ from isoflop.fit.isoflop import fit_isoflop
 from isoflop.flops import count_params
 from isoflop.options import UserError
 from isoflop.sweep.cells import SIZE_LADDER, Cell, ModelSize, Planner, default_depth
+from isoflop.sweep.folder import free_name, move_aside, wrong_text
 
 PRIOR_SLOPE = 0.5  # of ln N* over ln C before two budgets have shown another: Hoffmann et al. 2022, table 2
 PRIOR_WEIGHT = 1.0  # what that prior weighs, in budgets an e-fold of C apart
 TUNE_FACTORS = (0.5, 0.71, 1.0, 1.41, 2.0)  # rates that --tune_lr tries, over the rule's
+MOST_WIDTH = 2**20
 NEAR_BEST = 0.02  # a run whose loss is this much above the lowest weighs half in the parabola of best_rate()
 
 
@@ -142,13 +144,47 @@ def rate_between(n: float, ends: list[tuple[float, float]]) -> float:
 # ----- the sizes of a budget, kept so that the same command has the same cells -----
 
 
-def decided(folder: Path) -> dict:
-    """grid.json: what sizes were decided for each budget; {} where there is none."""
+def decided(folder: Path, drop: bool = False, save: bool = False) -> dict:
+    """grid.json: what sizes were decided for each budget; {} where there is none.
+
+    drop : leave out entries that hold no sizes; with `save` the file is kept as grid.bad.json.
+    UserError, with the entry, where one is wrong.
+    """
+    path, problem, good = Path(folder) / "grid.json", "", {}
     try:
-        kept = files.read_json(Path(folder) / "grid.json")
-    except (OSError, ValueError):
+        kept = files.read_json(path)
+        if not isinstance(kept, dict):
+            problem = f"{path} is no object with the sizes of each budget"
+            kept = {}
+    except FileNotFoundError:
         return {}
-    return kept if isinstance(kept, dict) else {}
+    except UserError as error:
+        kept, problem = {}, str(error)
+    for key, entry in kept.items():
+        mistake = mistake_in(entry)
+        if mistake:
+            problem = problem or f"{path}, {key!r}: {mistake}"
+        else:
+            good[key] = entry
+    if problem and not drop:
+        raise UserError(wrong_text(problem, 1, free_name(path), "sizes are decided anew"))
+    if problem and save:
+        move_aside(path)
+        files.write_json(path, good, indent=1)
+    return good
+
+
+def mistake_in(entry) -> str:
+    """What is wrong with an entry of grid.json, "" where nothing is."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("shapes"), list) or not entry["shapes"]:
+        return "it has no shapes, a list of [width, depth]"
+    for size in entry["shapes"]:
+        good = isinstance(size, list) and len(size) == 2
+        for value in size if good else ():
+            good = good and type(value) is int and 0 < value <= MOST_WIDTH
+        if not good:
+            return f"shapes has {json.dumps(size)[:40]}, which must be [width, depth], positive whole numbers"
+    return ""
 
 
 def budget_key(flops: float, sizes: int, planner: Planner) -> str:
@@ -161,7 +197,7 @@ def budget_key(flops: float, sizes: int, planner: Planner) -> str:
 
 def moving_sizes(sc, planner: Planner, results, flops: float, save: bool) -> list[ModelSize]:
     """Sizes around the fit of the budgets below this one, or those that were decided earlier."""
-    kept, key = decided(results.folder), budget_key(flops, sc.sizes, planner)
+    kept, key = decided(results.folder, sc.drop_bad_rows, save), budget_key(flops, sc.sizes, planner)
     if key not in kept:
         own = best_guess(flops, results.rows)
         centre = own or guess_n_opt(flops)
@@ -169,12 +205,7 @@ def moving_sizes(sc, planner: Planner, results, flops: float, save: bool) -> lis
         kept[key] = {"centre": round(centre), "by": "own fits" if own else "D = 20 N", "shapes": pairs}
         if save:
             files.write_json(results.folder / "grid.json", kept, indent=1)
-    try:
-        return [ModelSize(int(width), int(layers)) for width, layers in kept[key]["shapes"]]
-    except (TypeError, ValueError, KeyError, OverflowError):
-        raise UserError(
-            f"{results.folder / 'grid.json'} holds no sizes for {flops:g} FLOPs; repair it, or remove it to decide anew"
-        ) from None
+    return [ModelSize(width, layers) for width, layers in kept[key]["shapes"]]
 
 
 # ----- the cells -----

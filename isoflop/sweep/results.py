@@ -8,14 +8,12 @@ begun.jsonl a line per run that was started. One process writes them; rows are n
 
 import contextlib
 import csv
-import io
 import json
 import math
-import os
 import shlex
 import shutil
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,90 +22,20 @@ from isoflop import files
 from isoflop.distributed import launch_command
 from isoflop.options import UserError
 from isoflop.sweep.cells import Cell
-from isoflop.train.record import RunRecord
+from isoflop.sweep.folder import (
+    HEADER,
+    append_row,
+    as_text,
+    free_name,
+    move_aside,
+    read_begun,
+    read_record,
+    read_rows,
+    wrong_text,
+)
 
-# A record's columns, then those that only a sweep knows.
-#   source       trained, or what a loss was drawn from or asked of: never mix them in one fit
-#   lr_from      rule, given, or tuned (--tune_lr, --lrs)
-#   lr_on_edge   whether the best rate tried at this budget was the smallest or the largest one
-#   trunk        run_id of the run that this one branched off
-#   flops_spent  what was computed for this row: less than `flops`, the run's own 6ND, by what its trunk had done, and
-#                nothing where the run is a probe's, whose row has its cost
-EXTRA = ("source", "lr_from", "lr_on_edge", "trunk", "flops_spent")
-HEADER = [f.name for f in fields(RunRecord)] + list(EXTRA)
 UNFINISHED = {"peer_lost", "interrupted"}  # statuses of runs that their machine ended: no results, they run again
 FEW_SEEDS = 4  # with fewer degrees of freedom a budget is given the noise of all budgets
-
-
-# ----- the CSV -----
-
-
-def read_rows(path: Path, repair: bool = True) -> list[dict]:
-    """The rows of a CSV of ours. A damaged last row (a kill, a full disk) is moved aside; its run is done again.
-
-    repair : False to leave the file as it is.
-    """
-    if not path.exists() or (path.is_file() and not path.stat().st_size):
-        return []
-    raw = files.regular(path).read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    check_header(path, raw)
-    rows = list(csv.reader(io.StringIO(whole.decode(errors="replace"), newline="")))
-    bad = [i for i, row in enumerate(rows) if i > 0 and not is_sound(row)]
-    if bad and bad[0] < len(rows) - 1:
-        raise UserError(f"{path}: line {bad[0] + 1} is damaged; delete that line, and its run is done again")
-    if bad:
-        whole = whole[: whole[:-1].rfind(b"\n") + 1]
-        rows = rows[:-1]
-    if raw != whole and repair:
-        with open(path.with_suffix(".torn"), "ab") as f:
-            f.write(raw[len(whole) :] + b"\n")
-        os.truncate(path, len(whole))
-    return [dict(zip(HEADER, row, strict=True)) for row in rows[1:]]
-
-
-def check_header(path: Path, raw: bytes):
-    """UserError where a CSV has other columns than ours; our own header, cut short, passes."""
-    ours = ",".join(HEADER).encode() + b"\n"
-    if raw.startswith(ours) or ours.startswith(raw):
-        return
-    first_line = raw.decode(errors="replace").split("\n")[0].strip()
-    odd = sorted(set(first_line.split(",")) ^ set(HEADER))
-    difference = ", ".join(odd[:6]) or "the order of its columns"
-    raise UserError(
-        f"{path} has another header (differs in {difference}); it is left as it is: name another --out_dir, or move "
-        "it away"
-    )
-
-
-def is_sound(row: list[str]) -> bool:
-    """Whether a row has every column, and numbers where spending is counted."""
-    if len(row) != len(HEADER):
-        return False
-    values = dict(zip(HEADER, row, strict=True))
-    try:
-        return bool(values["run_id"] and values["status"] and float(values["flops_spent"]) >= 0)
-    except ValueError:
-        return False
-
-
-def append_row(path: Path, row: dict):
-    """One row in one write, on the disk before this returns; a new file gets the header first."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if not path.exists() or not path.stat().st_size:
-        writer.writerow(HEADER)
-    writer.writerow(as_text(row).values())
-    files.append_line(path, text.getvalue())
-
-
-def as_text(row: dict) -> dict:
-    """A row as the CSV gives it back: every column, as text, what is unknown as ""."""
-    out = {}
-    for name in HEADER:
-        value = row.get(name)
-        out[name] = "" if value is None else str(value)
-    return out
 
 
 # ----- all of a folder -----
@@ -120,25 +48,30 @@ class ResultsFile:
     far a killed run came is not known, so it can't be counted as less.
     """
 
-    def __init__(self, out_dir: str | Path, repair: bool = True):
+    def __init__(self, out_dir: str | Path, repair: bool = True, drop: bool = False):
         self.folder = Path(out_dir)
         self.path = self.folder / "runs.csv"
         self.probes_path = self.folder / "probes.csv"
         self.begun_path = self.folder / "begun.jsonl"
-        self.rows = read_rows(self.path, repair)
-        self.probe_rows = read_rows(self.probes_path, repair)
+        self.rows = read_rows(self.path, repair, drop)
+        self.probe_rows = read_rows(self.probes_path, repair, drop)
         self.elsewhere = 0.0  # FLOPs that a service has counted and that left nothing here
-        self.lost: dict[str, list[float]] = {}  # run_id -> FLOPs of each attempt that has left no row
-        self._read_begun()
+        # run_id -> FLOPs of each attempt that has left no row
+        self.lost: dict[str, list[float]] = read_begun(self.begun_path, repair, drop)
+        self._subtract_rows()
+        self._check_records(repair, drop)
 
     @classmethod
-    def open(cls, out_dir: str | Path, source: str, texts: list, repair: bool = True) -> "ResultsFile":
+    def open(
+        cls, out_dir: str | Path, source: str, texts: list, repair: bool = True, drop: bool = False
+    ) -> "ResultsFile":
         """The results of a sweep; UserError where the rows in out_dir are of another source of losses or another text.
 
         texts : token data of this sweep, each with `meta` as in TokenData; losses on two texts have no law in common.
         repair : False to leave damaged files as they are.
+        drop : leave out what is wrong in them; with `repair` it is moved to a file NAME.bad.SUFFIX.
         """
-        results = cls(out_dir, repair)
+        results = cls(out_dir, repair, drop)
         others = {r["source"] for r in results.all_rows()} - {source}
         if others:
             raise UserError(
@@ -156,22 +89,27 @@ class ResultsFile:
                 )
         return results
 
-    def _read_begun(self):
-        """What was started here and has left no row."""
-        if not self.begun_path.exists():
-            return
-        for line in files.regular(self.begun_path).read_text(errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                note = json.loads(line)
-                if note["flops"] < 0:
-                    self._ended(note["run_id"])
-                else:
-                    self.lost.setdefault(note["run_id"], []).append(float(note["flops"]))
+    def _subtract_rows(self):
+        """Runs that have left a row are not lost."""
         for row in self.probe_rows:
             self._ended(row["run_id"])
         for row in self.rows:
             if not self._is_probe_s(row):
                 self._ended(row["run_id"])
+
+    def _check_records(self, repair: bool, drop: bool):
+        """UserError where the record of a run that has no row is wrong; recover() takes its row from it."""
+        done = self.done()
+        for path in sorted(self.folder.glob("cells/*/run.json")):
+            if path.parent.name in done:
+                continue
+            try:
+                read_record(path)
+            except UserError as error:
+                if not drop:
+                    raise UserError(wrong_text(str(error), 1, free_name(path), "its run is done again")) from None
+                if repair:
+                    move_aside(path)
 
     def _is_probe_s(self, row: dict) -> bool:
         """Whether a row of runs.csv is of a run that a probe has trained and is charged with."""
@@ -249,8 +187,8 @@ class ResultsFile:
     def recover(self, cell: Cell, source: str) -> bool:
         """Take the row of a run that finished, and was killed before its row was written, from its run.json."""
         try:
-            record = RunRecord(**files.read_json(Path(cell.tc.out_dir) / "run.json"))
-        except (OSError, ValueError, TypeError):
+            record = read_record(Path(cell.tc.out_dir) / "run.json")
+        except OSError:  # not there
             return False
         if record.run_id != cell.run_id or record.status in UNFINISHED:
             return False

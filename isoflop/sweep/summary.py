@@ -4,7 +4,18 @@ from isoflop.sweep import grid
 from isoflop.sweep.cells import Cell, Planner
 from isoflop.sweep.results import ResultsFile, resume_command
 
-GRID_FLAGS = ("flop_budgets", "n_embds", "n_layers", "n_heads", "depths", "sizes", "recentre", "no-recentre", "retry")
+GRID_FLAGS = (
+    "flop_budgets",
+    "n_embds",
+    "n_layers",
+    "n_heads",
+    "depths",
+    "sizes",
+    "recentre",
+    "no-recentre",
+    "retry",
+    "drop_bad_rows",
+)
 
 
 def what_is_left(todo: list[Cell], planned: int, seconds: list[float], count: int, price, processes: int) -> str:
@@ -92,11 +103,11 @@ def missing_text(missing: list[tuple[Cell, str]], planned: int, capped: str) -> 
         lines.append(f"stopped: {capped}")
     if not missing:
         return "\n".join(lines)
-    without, more = ("retry",), []
+    without, more = ("retry", "drop_bad_rows"), []
     if set(kinds) - {"not run"}:
         more.append("--retry")
     if diverged_rate is not None:
-        without = ("retry", "lr")
+        without += ("lr",)
         more += ["--lr", f"{diverged_rate / 2:.3g}"]
     if oom_rows:
         more += ["--micro_batch_size", str(max(1, min(oom_rows) // 2))]
