@@ -4,17 +4,8 @@ from isoflop.sweep import grid
 from isoflop.sweep.cells import Cell, Planner
 from isoflop.sweep.results import ResultsFile, resume_command
 
-GRID_FLAGS = (
-    "flop_budgets",
-    "n_embds",
-    "n_layers",
-    "n_heads",
-    "depths",
-    "sizes",
-    "recentre",
-    "no-recentre",
-    "retry",
-    "drop_bad_rows",
+GRID_FLAGS = tuple(
+    "flop_budgets n_embds n_layers n_heads depths sizes recentre no-recentre retry drop_bad_rows".split()
 )
 
 
