@@ -6,7 +6,7 @@
 
 A file needs a loss and two of N (parameters), D (tokens) and C (FLOPs). A law
 that the runs don't determine is refused, with what would help.
-fit.json, prediction.md and pictures go to --out_dir. From Python:
+fit.json, prediction.md, its table (.csv, .tex) and pictures go to --out_dir. From Python:
 run(paths, out_dir), or the functions of isoflop.fit on arrays.
 """
 # ruff: noqa: E402
@@ -33,7 +33,7 @@ from isoflop.fit.parametric import fit_parametric
 from isoflop.fit.power_law import fit_kaplan, fit_power_law
 from isoflop.fit.predict import flatness, missed_budget, predict, skill_of
 from isoflop.fit.predictors import LawPredictor, isoflop_variants, line_predictor, parametric_predictor
-from isoflop.fit.result import METHODS, Analysis, Fits, bands, law_to_json, to_arrays, to_json
+from isoflop.fit.result import METHODS, Analysis, Fits, bands, law_to_json, to_arrays, to_json, write_draws
 from isoflop.fit.surface import forecast, forecast_runs
 from isoflop.fit.table import Table, read, scores
 
@@ -80,11 +80,15 @@ class Options:
 
     out_dir: str | None = option(None, "where to write (default: fit/ beside the CSV)", group="output", metavar="DIR")
     plots: bool = option(True, "draw the pictures")
+    format: str = option("png", "of the pictures", choices=report.FORMATS)
+    draws: bool = option(False, "write the resamples of every fit to draws.npz")
 
     def __post_init__(self):
         more = []
         if 0 < self.bootstrap < MIN_RESAMPLES:
             more.append(f"--bootstrap {self.bootstrap} must be 0, or {MIN_RESAMPLES} or more for an interval")
+        if self.draws and self.bootstrap == 0:
+            more.append("--draws writes resamples, and --bootstrap 0 makes none; leave one of them out")
         check(self, more)
 
 
@@ -93,7 +97,7 @@ class Options:
 
 def run(paths, out_dir=None, **options) -> dict:
     """
-    Fit everything to the runs in `paths`; write fit.json, prediction.md and the pictures.
+    Fit everything to the runs in `paths`; write fit.json, prediction.md, predictions.csv and .tex, and the pictures.
 
     Parameters
     ----------
@@ -133,7 +137,9 @@ def run(paths, out_dir=None, **options) -> dict:
         arrays["bands"] = bands(analysis)
         arrays["scores"] = scores(paths)
     write_json(folder / "fit.json", result, indent=1, allow_nan=False)
-    report.write(result, arrays, folder, options.plots)
+    if options.draws:
+        write_draws(folder / "draws.npz", analysis.fits)
+    report.write(result, arrays, folder, options.plots, options.format)
     return result
 
 

@@ -60,11 +60,20 @@ def status_of(*argv):
 def test_a_fit_leaves_its_files_beside_the_csv_and_prints_tables(tmp_path, capsys):
     n, d, _, loss = isoflop_runs(LAW, budgets=BUDGETS)
     assert (
-        status_of(runs_file(tmp_path, n, d, loss), "--no-plots", "--bootstrap", "200", "--target_loss", "1", "2.5") == 0
+        status_of(
+            runs_file(tmp_path, n, d, loss), "--no-plots", "--draws", "--bootstrap", "200", "--target_loss", "1", "2.5"
+        )
+        == 0
     )
     said = capsys.readouterr()
     assert "28 runs from 28 rows" in said.out and "C = 3e20 FLOPs" in said.out and said.err == ""
-    assert sorted(path.name for path in (tmp_path / "fit").iterdir()) == ["fit.json", "prediction.md"]
+    assert sorted(path.name for path in (tmp_path / "fit").iterdir()) == [
+        "draws.npz",
+        "fit.json",
+        "prediction.md",
+        "predictions.csv",
+        "predictions.tex",
+    ]
     text = (tmp_path / "fit" / "fit.json").read_text()
     result = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in fit.json"))
     assert ("parametric.target_loss", "below_floor") in codes(result)
@@ -131,6 +140,7 @@ def test_a_published_law_needs_no_csv(capsys):
         (["{csv}", "--predict_flops", "nan"], "--predict_flops nan"),
         (["{csv}", "--predict_flops", "1e20", "-3"], "--predict_flops -3 must be above 0"),
         (["{csv}", "--predict_flops", "1e12x"], "--predict_flops 1e12x"),
+        (["{csv}", "--bootstrap", "0", "--draws"], "--draws writes resamples, and --bootstrap 0 makes none"),
         (["{csv}", "--bootstrap", "7"], "--bootstrap 7 must be 0, or 100 or more"),
         (["{csv}", "--bootstrap", "1e12"], "--bootstrap 1000000000000 must be at least 0 and at most 100000"),
         (["{csv}", "--predict_flop", "1e20"], "the nearest is --predict_flops"),

@@ -164,16 +164,16 @@ def test_flops_of_6nd_have_none(good, factor):
 def test_scores_are_drawn_against_loss_and_compute(good):
     result, arrays = good
     scores = {f"task{i}": {str(name): (0.5, np.nan) for name in arrays["run_id"][i:]} for i in range(9)}
-    fig = PICTURES["scores.png"](result, arrays | {"scores": scores})
+    fig = PICTURES["scores"](result, arrays | {"scores": scores})
     assert fig.get_suptitle() == "Scores, loss and compute (8 of 9 tasks)" and len(fig.axes) == 2
     assert [len(part.lines[0].get_xdata()) for part in fig.axes[1].containers][:2] == [49, 48]
     with pytest.raises(Skip, match="^$"):
-        PICTURES["scores.png"](result, arrays)
+        PICTURES["scores"](result, arrays)
 
 
 def test_pictures_that_cannot_be_drawn_say_why(good):
     nothing = {"refusals": [{"method": "parametric", "code": "too_few_rows", "message": "3 runs"}]}
-    for name in ("isoflop.png", "optimum.png", "surface.png", "residuals.png", "backtest.png"):
+    for name in ("isoflop", "optimum", "surface", "residuals", "backtest"):
         with pytest.raises(Skip, match="there is no isoflop fit|too_few_rows|takes four budgets"):
             PICTURES[name](nothing, good[1])
 

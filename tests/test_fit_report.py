@@ -15,6 +15,7 @@ from isoflop.fit.findings import answers, exponents, few, size
 from isoflop.fit.result import bands, to_arrays, to_json
 
 LAW = laws.Law(1.7, 400.0, 1500.0, 0.34, 0.36)
+TEXTS = ["prediction.md", "predictions.csv", "predictions.tex"]
 OPTIONS = {"bootstrap": 200, "predict_flops": (1e21, 1e22)}
 
 
@@ -62,7 +63,7 @@ def spurious(text):
 def test_pictures_are_whole_and_large_enough(drawn):
     out, written = drawn
     pictures = ["isoflop.png", "optimum.png", "loss_compute.png", "surface.png", "residuals.png", "backtest.png"]
-    assert [path.name for path in written] == [*pictures, "prediction.md"]
+    assert [path.name for path in written] == [*pictures, *TEXTS]
     for name in pictures:
         width, height = png_size(out / name)
         assert width >= 8 * axes.DPI and height >= 5 * axes.DPI
@@ -74,7 +75,7 @@ def test_refused_methods_leave_no_number_and_no_picture(refused, tmp_path):
     (tmp_path / "surface.png").write_text("an older fit's picture")
     result, arrays = refused
     assert {result[key]["status"] for key in ("parametric", "isoflop", "envelope")} == {"refused"}
-    assert {path.name for path in report.write(result, arrays, tmp_path)} == {"loss_compute.png", "prediction.md"}
+    assert {path.name for path in report.write(result, arrays, tmp_path)} == {"loss_compute.png", *TEXTS}
     assert not (tmp_path / "surface.png").exists()
     text = (tmp_path / "prediction.md").read_text()
     for words in (text, report.summary(result)):
@@ -84,15 +85,23 @@ def test_refused_methods_leave_no_number_and_no_picture(refused, tmp_path):
     assert "No method gives an optimum" in text
 
 
+@pytest.mark.parametrize("form, magic", [("pdf", b"%PDF-"), ("svg", b"<?xml")])
+def test_pictures_in_another_format(good, tmp_path, form, magic, monkeypatch):
+    monkeypatch.setattr(report, "PICTURES", {"optimum": report.PICTURES["optimum"]})
+    report.write(*good, tmp_path, format=form)
+    assert (tmp_path / f"optimum.{form}").read_bytes()[:5] == magic
+    assert f"](optimum.{form})" in (tmp_path / "prediction.md").read_text()
+
+
 def test_a_failing_picture_does_not_cost_the_page(good, tmp_path, monkeypatch):
     def broken(result, arrays):
         """A picture."""
         raise RuntimeError("no fonts today")
 
-    monkeypatch.setattr(report, "PICTURES", {"isoflop.png": broken})
-    assert [path.name for path in report.write(*good, tmp_path)] == ["prediction.md"]
+    monkeypatch.setattr(report, "PICTURES", {"isoflop": broken})
+    assert [path.name for path in report.write(*good, tmp_path)] == TEXTS
     assert "RuntimeError: no fonts today" in (tmp_path / "prediction.md").read_text()
-    assert [path.name for path in tmp_path.iterdir()] == ["prediction.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(TEXTS)
 
 
 def test_a_random_part_of_many_runs_keeps_its_own_numbers(good, tmp_path, monkeypatch):
@@ -104,7 +113,7 @@ def test_a_random_part_of_many_runs_keeps_its_own_numbers(good, tmp_path, monkey
         seen.update(arrays)
         raise axes.Skip("enough")
 
-    monkeypatch.setattr(report, "PICTURES", {"isoflop.png": picture})
+    monkeypatch.setattr(report, "PICTURES", {"isoflop": picture})
     result, arrays = good
     report.write(result, arrays | {"c_exact": (arrays["c"] * 1.1).tolist()}, tmp_path)
     assert len(seen["n"]) == 30 and seen["curve"] == {}
@@ -116,7 +125,7 @@ def test_little_is_enough(good, tmp_path):
     result = {key: good[0][key] for key in ("input", "parametric", "isoflop")}
     arrays = {key: good[1][key].tolist() for key in ("n", "d", "c", "loss")}
     names = {path.name for path in report.write(result, arrays, tmp_path)}
-    assert names == {"optimum.png", "surface.png", "residuals.png", "loss_compute.png", "prediction.md"}
+    assert names == {"optimum.png", "surface.png", "residuals.png", "loss_compute.png", *TEXTS}
     assert not spurious((tmp_path / "prediction.md").read_text() + report.summary(result))
 
 

@@ -9,6 +9,7 @@ from helpers import simulated_table
 
 import fit
 from isoflop import laws
+from isoflop.fit.predict import percentiles
 from isoflop.fit.result import (
     bands,
     budgets_of,
@@ -22,6 +23,7 @@ from isoflop.fit.result import (
     to_arrays,
     to_json,
     why_not,
+    write_draws,
 )
 
 LAW = laws.PUBLISHED["besiroglu"]
@@ -55,6 +57,15 @@ def test_numbers_are_those_of_the_fits(analysis, result):
     assert "E" not in result["compute_law"]["without_E"]
 
 
+def test_draws_are_those_that_the_intervals_are_made_of(analysis, result, tmp_path):
+    write_draws(tmp_path / "draws.npz", analysis.fits)
+    draws = np.load(tmp_path / "draws.npz")
+    assert {"parametric.E", "coupled.p", "isoflop.a", "isoflop.loss", "compute_law.g", "kaplan.L_N.k"} <= set(draws)
+    assert len(draws["isoflop.a"]) == 200 and percentiles(draws["isoflop.a"]) == tuple(result["isoflop"]["a"]["ci95"])
+    beta = np.percentile(draws["parametric.beta"], (2.5, 97.5))
+    np.testing.assert_allclose(beta, result["parametric"]["beta"]["ci95"], rtol=1e-12)
+
+
 def test_refused_methods_are_listed(analysis, result):
     assert analysis.fits.refused == {"envelope"} and result["envelope"]["status"] == "refused"
     assert {"method": "envelope", "code": "no_curves"}.items() <= result["refusals"][0].items()
@@ -69,10 +80,12 @@ def test_arrays_name_the_budget_of_each_run(analysis):
     assert "c_exact" not in arrays and "lr_on_edge" not in arrays
 
 
-def test_bands_are_of_this_fits_own_methods(analysis):
+def test_bands_are_of_the_forecast_and_this_fits_own_methods(analysis, result):
     rows = bands(analysis, 5)
-    assert {row["method"] for row in rows} == {"parametric", "isoflop"} and len(rows) == 10
-    assert rows[-1]["flops"] == pytest.approx(10 * analysis.table.c.max())
+    assert {row["method"] for row in rows} == {"parametric", "isoflop", "forecast"} and len(rows) == 15
+    last, asked = rows[-1], result["forecast"][-1]
+    assert last["method"] == "forecast" and last["flops"] == pytest.approx(10 * analysis.table.c.max())
+    assert last["loss"]["pi95"] == pytest.approx(asked["loss"]["pi95"])
 
 
 def test_clean_leaves_no_numpy_and_no_nan():

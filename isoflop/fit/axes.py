@@ -36,6 +36,7 @@ RC = {
     "axes.titlelocation": "left",
     "axes.titley": 1.0,  # without one, matplotlib looks for it, which takes as long as a picture's layout
     "figure.dpi": DPI,
+    "pdf.fonttype": 42,  # TrueType, as journals ask for
 }
 C_AXIS, D_AXIS = "Compute C, FLOPs", "Training tokens D"
 COUNTED = {

@@ -120,7 +120,7 @@ def draw_residuals(result, arrays):
 
 
 def draw_backtest(result, arrays):
-    """Back-tests: losses of larger budgets, predicted from the runs below them; parametric: the mean of all their runs."""
+    """Back-tests: losses of larger budgets, predicted from the runs below (parametric: the mean of all their runs)."""
     tests = tests_of(result)
     if not tests:
         raise Skip("these runs allow no back-test: it takes four budgets")

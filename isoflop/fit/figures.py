@@ -389,14 +389,14 @@ def _measured_later(result):
 
 
 PICTURES = {
-    "isoflop.png": draw_isoflop,
-    "optimum.png": draw_optimum,
-    "loss_compute.png": draw_loss,
-    "surface.png": draw_surface,
-    "residuals.png": draw_residuals,
-    "backtest.png": draw_backtest,
-    "flops_ratio.png": draw_ratio,
-    "scores.png": draw_scores,
+    "isoflop": draw_isoflop,
+    "optimum": draw_optimum,
+    "loss_compute": draw_loss,
+    "surface": draw_surface,
+    "residuals": draw_residuals,
+    "backtest": draw_backtest,
+    "flops_ratio": draw_ratio,
+    "scores": draw_scores,
 }
 
 

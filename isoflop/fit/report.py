@@ -31,6 +31,7 @@ from isoflop.fit.findings import (
     size,
     tests_of,
 )
+from isoflop.fit.main_table import as_csv, as_latex
 from isoflop.fit.result import METHODS, budgets_of, convention, point, points, rows_of
 from isoflop.laws import PUBLISHED
 
@@ -39,6 +40,7 @@ PARAMETERS = ("E", "A", "B", "alpha", "beta")
 WIDTH = 100  # columns of the terminal table
 PAGE_WIDTH = 118
 DRAWN = 20_000  # runs in a picture; of more, a random part
+FORMATS = ("png", "pdf", "svg")
 MANY_RUNS = {"page": 200, "terminal": 40}  # predicted runs in a table
 PER_RUN = ("n", "d", "c", "loss", "run_id", "budget", "c_exact", "lr_on_edge")  # arrays with an entry per run
 
@@ -185,8 +187,9 @@ def page(result, arrays, drawn=(), missing=()):
     """
     pictures = []
     for name in drawn:
-        caption = PICTURES[name].__doc__
-        pictures.append(f"![{caption}]({name})\n\n{caption}\n")
+        caption = PICTURES[Path(name).stem].__doc__
+        link = f"[{name}]({name})" if name.endswith(".pdf") else f"![{caption}]({name})"  # no page shows a PDF
+        pictures.append(f"{link}\n\n{caption}\n")
     pictures += [f"- not drawn: {name} ({why})" for name, why in missing]
     warned, refused = notes_of(result)
     parts = {
@@ -207,9 +210,9 @@ def page(result, arrays, drawn=(), missing=()):
     return "\n".join(body)
 
 
-def write(result, arrays, out_dir, plots=True):
+def write(result, arrays, out_dir, plots=True, format="png"):
     """
-    Write prediction.md and the pictures.
+    Write prediction.md, its main table as predictions.csv and predictions.tex, and the pictures.
 
     Parameters
     ----------
@@ -222,7 +225,9 @@ def write(result, arrays, out_dir, plots=True):
     out_dir : str or Path
         A folder that is there.
     plots : bool
-        False writes the page only.
+        False writes no pictures.
+    format : str
+        Of the pictures, one of FORMATS.
 
     Returns
     -------
@@ -237,11 +242,17 @@ def write(result, arrays, out_dir, plots=True):
             arrays[key] = np.asarray(arrays[key])
     drawn, missing, count = [], [], len(arrays["n"])
     if plots:
-        drawn, missing = _draw(result, _some_runs(arrays), out_dir)
+        drawn, missing = _draw(result, _some_runs(arrays), out_dir, format)
     if count > DRAWN and drawn:
         missing.append((f"{count - DRAWN:,} of {count:,} runs", "the pictures show a random part"))
-    write_text(out_dir / "prediction.md", page(result, arrays, drawn, missing))
-    return [out_dir / name for name in (*drawn, "prediction.md")]
+    texts = {
+        "prediction.md": page(result, arrays, drawn, missing),
+        "predictions.csv": as_csv(result),
+        "predictions.tex": as_latex(result),
+    }
+    for name, text in texts.items():
+        write_text(out_dir / name, text)
+    return [out_dir / name for name in (*drawn, *texts)]
 
 
 def _some_runs(arrays):
@@ -257,18 +268,22 @@ def _some_runs(arrays):
     return shown
 
 
-def _draw(result, arrays, out_dir):
+def _draw(result, arrays, out_dir, format):
     """Draw every picture; returns the names of those drawn, and (name, reason) of those that are not."""
     import matplotlib
 
     matplotlib.use("Agg")
     drawn, missing = [], []
     with matplotlib.rc_context(RC):
-        for name, draw in PICTURES.items():
+        for stem, draw in PICTURES.items():
+            name = f"{stem}.{format}"
             try:
-                canvas = draw(result, arrays).canvas
-                with atomic(out_dir / name, "wb") as f:  # savefig() draws twice, and packs for twice as long
-                    canvas.print_png(f, pil_kwargs={"compress_level": 3})
+                fig = draw(result, arrays)
+                with atomic(out_dir / name, "wb") as f:
+                    if format == "png":  # savefig() draws twice, and packs for twice as long
+                        fig.canvas.print_png(f, pil_kwargs={"compress_level": 3})
+                    else:
+                        fig.savefig(f, format=format)
                 drawn.append(name)
             except Skip as why:
                 if str(why):  # without a reason it is no picture of this kind of runs

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from isoflop.files import atomic
 from isoflop.fit.coupled import CoupledFit
 from isoflop.fit.envelope import EnvelopeFit
 from isoflop.fit.forecast import Forecast
@@ -276,6 +277,25 @@ def bands(analysis: Analysis, points: int = 40) -> list[dict]:
     best, _ = forecast(fits.isoflop, fits.coupled, grid, fits.cost, analysis.skill.c_max)
     rows += [{**asdict(row), "method": "forecast"} for row in best]
     return clean(rows)
+
+
+def write_draws(path, fits: Fits):
+    """Every fit's resamples as .npz, the first axis over draws: coupled.alpha, isoflop.a, compute_law.g, ..."""
+    found = {}
+    for name in ("parametric", "coupled"):
+        law = getattr(fits, name).draws
+        if law is not None:
+            found[name] = law.params
+    others = {"isoflop": fits.isoflop, "envelope": fits.envelope, "compute_law": fits.compute_law}
+    others |= {"kaplan.L_N": fits.kaplan_n["with_E"], "kaplan.L_D": fits.kaplan_d["with_E"]}
+    for name, fit in others.items():
+        found[name] = fit.draws or {}
+    arrays = {}
+    for name, drawn in found.items():
+        for key, values in drawn.items():
+            arrays[f"{name}.{key}"] = np.asarray(values)
+    with atomic(path, "wb") as f:
+        np.savez_compressed(f, **arrays)
 
 
 # ----- readers of fit.json -----
