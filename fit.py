@@ -28,14 +28,17 @@ from isoflop.fit.coupled import DRAWS, fit_coupled
 from isoflop.fit.envelope import fit_envelope
 from isoflop.fit.huber import DELTA, RESAMPLES
 from isoflop.fit.isoflop import BUDGET_TOL, fit_isoflop, parabola_bias
+from isoflop.fit.logs import scores
 from isoflop.fit.outliers import find_outliers, loss_weights
 from isoflop.fit.parametric import fit_parametric
 from isoflop.fit.power_law import fit_kaplan, fit_power_law
 from isoflop.fit.predict import flatness, missed_budget, predict, skill_of
 from isoflop.fit.predictors import LawPredictor, isoflop_variants, line_predictor, parametric_predictor
 from isoflop.fit.result import METHODS, Analysis, Fits, bands, law_to_json, to_arrays, to_json, write_draws
+from isoflop.fit.rows import SAME_ND
 from isoflop.fit.surface import forecast, forecast_runs
-from isoflop.fit.table import Table, read, scores
+from isoflop.fit.table import Table, read
+from isoflop.fit.units import far_targets
 
 MIN_RESAMPLES = 100  # the ends of a 95% interval of fewer are noise
 ENVELOPE_RESAMPLES = 1000  # at most
@@ -52,10 +55,15 @@ class Options:
     c_col: str | None = option(None, "column with C", metavar="NAME")
     loss_col: str | None = option(None, "column with the loss, nats per token", metavar="NAME")
     loss_se_col: str | None = option(None, "its standard error: weights the parametric fit", metavar="NAME")
+    units: tuple[str, ...] = option((), "as n=M d=B c=PF-days loss=perplexity", metavar="UNIT")
+    run_cols: tuple[str, ...] = option((), "columns that together name a run", metavar="NAME")
 
     where: tuple[str, ...] = option(
         (), "keep rows where 'column op value' (repeatable)", group="selection", repeat=True, metavar="EXPR"
     )
+    status: tuple[str, ...] = option((), "keep runs of these statuses, too; any: all", metavar="WORD")
+    same_nd: str = option("auto", "what to take of rows with one N and D", choices=SAME_ND)
+    rows_are_runs: bool = option(False, "every row is a run of its own, no checkpoint")
     exclude_flops_above: float | None = option(None, "leave out runs of more FLOPs", above=0)
     drop_top_loss: int = option(0, "leave out the N runs of highest loss", min=0, max=10**9)
 
@@ -125,7 +133,13 @@ def run(paths, out_dir=None, **options) -> dict:
     if not paths:
         raise UserError("no file given; name a CSV of runs, or give --law and something to predict")
     columns = {**columns_of(options), "loss_se": options.loss_se_col}
-    table = read(paths, columns, options.where, options.exclude_flops_above, options.drop_top_loss)
+    table = read(
+        paths, columns, options.where, options.exclude_flops_above, options.drop_top_loss, units=options.units,
+        status=options.status, run_cols=options.run_cols, rows_are_runs=options.rows_are_runs, same_nd=options.same_nd,
+    )  # fmt: skip
+    far = far_targets(options.predict_flops, table.c.max(), "--predict_flops")
+    if far:
+        table.info["warnings"].append({"code": "units", "message": far})
     targets = read_targets(options)
     if options.plots:
         import matplotlib  # noqa: F401  (where it is missing, that is said before the fit and not after)
@@ -152,7 +166,7 @@ def read_targets(options: Options) -> Table | None:
     """The runs of --predict_runs; None without it."""
     if options.predict_runs is None:
         return None
-    return read([options.predict_runs], columns_of(options), need_loss=False)
+    return read([options.predict_runs], columns_of(options), need_loss=False, units=options.units)
 
 
 def analyse(table: Table, options: Options, targets: Table | None = None) -> Analysis:

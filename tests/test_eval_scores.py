@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from isoflop.eval import scores
-from isoflop.fit import table
+from isoflop.fit import logs
 from isoflop.options import UserError
 
 RUNS = "run_id,status,flops\n" + "0" * 12 + ",ok,1e9\n" + "a" * 12 + ",ok,2e9\n" + "b" * 12 + ",diverged,3e9\n"
@@ -68,7 +68,7 @@ def test_a_folder_that_is_no_sweep_is_refused(tmp_path):
 def test_fit_reads_the_columns(folder):
     rows = [row("0" * 12), row("a" * 12, score=0.75, stderr=0.01), row("0" * 12, "core", score=0.25)]
     scores.append(folder, rows)
-    found = table.scores([str(scores.join(folder))])
+    found = logs.scores([str(scores.join(folder))])
     assert sorted(found) == ["core", "piqa"] and found["piqa"]["a" * 12] == pytest.approx((0.75, 0.01))
     assert found["piqa"]["0" * 12][0] == 0.5 and list(found["core"]) == ["0" * 12]
-    assert table.scores([str(folder / "runs.csv")]) == {}
+    assert logs.scores([str(folder / "runs.csv")]) == {}

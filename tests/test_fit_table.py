@@ -7,7 +7,8 @@ import pytest
 from helpers import isoflop_runs, write_runs
 
 from isoflop import laws
-from isoflop.fit.table import read, scores
+from isoflop.fit.logs import scores
+from isoflop.fit.table import read
 from isoflop.options import UserError
 
 RUNS = isoflop_runs(laws.PUBLISHED["besiroglu"], budgets=(1e18, 3e18, 1e19, 3e19))

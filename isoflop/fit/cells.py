@@ -1,221 +1,311 @@
 """
-Files of any origin -> rows of cells, and which column is what.
+The cells of one file -> usable rows as arrays, and what became of the others.
 
-CSV (comma, semicolon or tab; quoted, CRLF, BOM), a JSON list of objects, or JSON lines. Columns are found by their
-usual names. table.py makes runs of them.
+    >>> rows = read_rows("runs.csv", Request(), Seen())
+    >>> rows["n"], rows["loss"], rows["run"]
 
-    >>> header, rows, decimal_comma = open_table("runs.csv")
-    >>> find_columns(header, {}, "runs.csv")["loss"]
+Numbers come out in parameters, tokens and FLOPs, whatever unit the header, the cells or --units name. Columns that play
+no role are kept as codes ("@lr"), which tell rows.py the settings in which runs differ.
 """
 
-import csv
-import io
-import operator
 import os
-import re
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from isoflop.files import parse_json, regular
-from isoflop.options import UserError, explain
+from isoflop.fit.columns import QUANTITIES, add_sums, find_columns, find_sums, index_of, selections
+from isoflop.fit.names import key_of, loss_unit, unit_in
+from isoflop.fit.reading import chunks, open_table
+from isoflop.fit.rows import Codes, distinct, name_runs
+from isoflop.fit.units import NATS, loss_in
+from isoflop.fit.values import decimal_of, floats, has_word, with_errors
+from isoflop.options import UserError
 
-# First name present wins. Compared in lower case with every run of other characters as one underscore.
-NAMES = {
-    "n": "n_params_matmul n_params params parameters n num_params n_parameters model_size non_embedding_params "
-    "n_params_non_embedding model_params",
-    "d": "tokens d n_tokens num_tokens training_tokens train_tokens tokens_seen total_tokens",
-    "c": "flops compute_budget c flop compute training_flop training_flops train_flops total_flops budget flop_budget",
-    "loss": "val_loss final_loss loss l validation_loss valid_loss eval_loss test_loss train_loss training_loss",
-    "run_id": "run_id run run_name id",
-    "status": "status state",
-    "loss_se": "val_loss_se loss_se",
-}
-CONVENTIONS = ("n_params", "n_params_non_embedding", "n_params_matmul")
-OPS = {"==": operator.eq, "!=": operator.ne, "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
-MOST_BYTES = 2**32  # of a file
-CHUNK = 100_000  # rows converted at a time: a million-row file stays well under a gigabyte
+FINISHED = ["ok", "", "finished", "done", "success", "completed"]  # statuses of runs that count
+TEXTS = ("run_id", "status", "name", "label")  # roles whose cells are words
+SAMPLE = 1000  # rows that decide how a column writes its numbers
+BLANK = ("nan", "none", "null", "na", "n/a", "-", "--")
 
 
-def key_of(name):
-    return re.sub(r"[^a-z0-9]+", "_", str(name).strip().lower()).strip("_")
+@dataclass
+class Request:
+    """What is asked of the files: see table.read(), whose parameters have these names."""
+
+    columns: dict = field(default_factory=dict)
+    where: list = field(default_factory=list)
+    need_loss: bool = True
+    status: tuple = ()
+    units: dict = field(default_factory=dict)
+    run_cols: tuple = ()
+    rows_are_runs: bool = False
+    by: str | None = None
 
 
-# ----- from a file to cells -----
+# ----- from cells to usable rows -----
 
 
-def _text(path):
-    """The text of a file; UserError where it has none."""
-    if os.path.isdir(path):
-        raise UserError(f"{path} is a directory; name the CSV or JSON file in it")
-    try:
-        raw = regular(path, MOST_BYTES).read_bytes()
-    except OSError as error:
-        raise UserError(explain(error)) from None
-    if not raw.strip():
-        raise UserError(f"{path} is empty; expected a header line and one row per run")
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        encoding = "utf-16"
-    elif b"\0" in raw:
-        raise UserError(f"{path} is a binary file, not CSV or JSON text")
-    else:
-        encoding = "utf-8-sig"
-    try:
-        return raw.decode(encoding)
-    except UnicodeDecodeError:
-        if sum(b < 32 and b not in b"\t\r\n" for b in raw[:4096]) > 8:
-            raise UserError(f"{path} is a binary file, not CSV or JSON text") from None
-        return raw.decode("latin-1")
+@dataclass
+class Seen:
+    """What became of the rows of all files."""
+
+    rows_read: int = 0
+    dropped: list = field(default_factory=list)  # {run_id, row, reason}
+    notes: list = field(default_factory=list)
+    warnings: list = field(default_factory=list)  # {code, message}
+    columns: dict = field(default_factory=dict)  # role -> column name, of the first file
+    unreadable: str = ""  # the first cell that is no number, with its place
+    loss_unit: str = ""
+    codes: Codes = field(default_factory=Codes)
+
+    def note(self, text):
+        if text and text not in self.notes:
+            self.notes.append(text)
+
+    def warn(self, code, text):
+        self.warnings.append({"code": code, "message": text})
+
+    def drop(self, names, rows, reasons):
+        for name, row, reason in zip(names, rows, reasons, strict=True):
+            self.dropped.append({"run_id": name, "row": int(row), "reason": reason})
+
+    def counts(self):
+        """{reason: number of rows}."""
+        out = {}
+        for item in self.dropped:
+            out[item["reason"]] = out.get(item["reason"], 0) + 1
+        return out
+
+    def said_of_status(self):
+        """How to keep the rows that were left out by their status, "" where none was."""
+        words = {item["reason"][7:] for item in self.dropped if item["reason"].startswith("status ")}
+        if not words:
+            return ""
+        return f"runs left out by their status are kept by --status {' '.join(sorted(words)[:4])}, or --status any"
+
+    def reasons(self):
+        return ", ".join(f"{count} {reason}" for reason, count in self.counts().items())
 
 
-def _json_objects(text, path):
-    """The objects of a JSON list, of JSON lines, or one alone."""
-    try:
-        data = parse_json(text)
-    except (ValueError, RecursionError):
-        try:
-            data = [parse_json(line) for line in text.splitlines() if line.strip()]
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} starts like JSON but cannot be parsed: {error}") from None
-    if isinstance(data, dict):
-        data = [data]
-    if not data or not all(isinstance(one, dict) for one in data):
-        raise UserError(f"{path}: expected a JSON list of objects, one per run")
+class _File:
+    """One open file: its columns, and how they write numbers."""
+
+    def __init__(self, path, request, seen):
+        self.path, self.request = path, request
+        self.header, reader, decimal = open_table(path)
+        named = dict(request.columns)
+        self.sums = find_sums(self.header, named, path)
+        self.stream = chunks(reader, len(self.header), path)
+        self.first = next(self.stream, None)
+        if self.first is None:
+            raise UserError(f"{path} has a header and no rows")
+        self.width = len(self.header)
+        sample = self.first[:SAMPLE]
+        told = {decimal_of([row[i] for row in sample]) for i in range(self.width)} - {""}
+        self.decimal = told.pop() if len(told) == 1 else decimal
+        self.add_sums(self.first)
+        self.header += [name for name, _ in self.sums]
+        self.found = find_columns(self.header, named, path, request.need_loss, sample, seen.notes)
+        self.run_cols = [index_of(self.header, name, "--run_cols", path) for name in request.run_cols]
+        if request.by is not None:
+            self.found["label"] = index_of(self.header, request.by, "--by", path)
+        self.tests = selections(request.where, self.header, path)
+        self.decimals, self.scales = {}, {}
+        for role, i in self.found.items():
+            cells = [row[i] for row in sample]
+            self.decimals[role] = self._decimal(role, cells)
+            self.scales[role] = self._scale(role, self.header[i], cells)
+        self.loss_unit = request.units.get("loss")
+        if self.loss_unit is None and "loss" in self.found:
+            self.loss_unit = loss_unit(self.header[self.found["loss"]])
+
+    def _decimal(self, role, cells):
+        """The decimal sign of a column: its own, else the file's; 3,655 as a loss can be no 3655."""
+        if role in ("loss", "loss_se"):
+            cells, _ = with_errors(cells)
+            if any(isinstance(cell, str) and cell.strip()[1:2] == "," for cell in cells):
+                return ","
+        return decimal_of(cells) or self.decimal
+
+    def _scale(self, role, name, cells):
+        """The factor of a column's unit; cells with their own unit (125M) need none from the header."""
+        if role in self.request.units:
+            return self.request.units[role]
+        if role not in ("n", "d", "c") or has_word(cells):
+            return 1.0
+        return unit_in(name, role)
+
+    def add_sums(self, chunk):
+        if self.sums:
+            add_sums(chunk, self.sums, self.decimal)
+
+    def chunks(self):
+        """All rows in lists, with the sums of columns."""
+        yield self.first
+        for chunk in self.stream:
+            self.add_sums(chunk)
+            yield chunk
+
+
+def read_rows(path, request, seen, several=False):
+    """Usable rows of one file as a dict of arrays; `seen` takes down the others."""
+    file = _File(path, request, seen)
+    prefix = f"{os.path.basename(path)} " if several else ""
+    parts, read_before = [], seen.rows_read
+    for chunk in file.chunks():
+        row = seen.rows_read - read_before + np.arange(1, len(chunk) + 1)
+        data = _columns(chunk, row, file, prefix, seen)
+        why = _reasons(chunk, data, file, seen)
+        bad = why != ""
+        seen.drop(data["run"][bad], row[bad], why[bad])
+        seen.rows_read += len(chunk)
+        parts.append({k: v[~bad] for k, v in data.items() if k != "status"})
+    rows = concatenate(parts)
+    _say_units(file, seen)
+    if "loss" not in file.found:
+        rows["loss"] = np.full(len(rows["row"]), np.nan)
+    seen.note(_third_quantity(rows, file.found))
+    names = {role: None for role in ("n", "d", "c", "loss", "run_id", "status")}
+    for role in (*names, "epochs", "unique"):
+        if role in file.found:
+            names[role] = file.header[file.found[role]]
+    if not seen.columns and "loss_se" in rows and "loss_se" not in file.found:
+        name = names["loss"]
+        seen.note(f"what follows ± in {name} is its standard error; --loss_se_col {name} weighs by it")
+    seen.columns = seen.columns or names
+    return _rows_of_runs(rows, file, request, seen)
+
+
+def _rows_of_runs(rows, file, request, seen):
+    """The rows with the names of their runs, without checkpoints of runs that nothing names."""
+    if request.rows_are_runs or not request.need_loss:
+        rows["run"] = distinct(rows["run"])
+    elif "run_id" not in file.found and not request.run_cols:
+        stays, reason = name_runs(rows, file.found, file.header, seen)
+        seen.drop(rows["run"][~stays], rows["row"][~stays], [reason] * int((~stays).sum()))
+        rows = {k: v[stays] for k, v in rows.items()}
+    if "unique" in rows and "epochs" not in rows:
+        rows["epochs"] = rows["d"] / rows["unique"]
+    for role in ("name", "step", "total_steps", "portion", "unique"):
+        rows.pop(role, None)
+    return rows
+
+
+def _columns(chunk, row, file, prefix, seen):
+    """Arrays of the columns in use, and of the rows' names, numbers and hashes; codes of the others."""
+    data = {"run": np.array([f"{prefix}row {i}" for i in row], dtype=object), "row": row}
+    found = file.found
+    for role, i in found.items():
+        cells = [r[i] for r in chunk]
+        if role in TEXTS:
+            words = np.array(["" if cell is None else str(cell).strip() for cell in cells], dtype=object)
+            if role == "run_id":
+                data["run"] = np.where(words == "", data["run"], words)
+            elif role == "name":
+                data["name"] = np.where(words == "", data["run"], words)
+            else:
+                data[role] = words
+        else:
+            _numbers(data, role, cells, file)
+    if file.run_cols:
+        names = [" ".join(str(r[i]) for i in file.run_cols) for r in chunk]
+        data["run"] = np.array(names, dtype=object)
+    roles = {found[role] for role in found if role in (*QUANTITIES, *TEXTS, "loss_se", "step", "portion")}
+    if file.request.need_loss:
+        for i, name in enumerate(file.header):
+            if i not in roles and "=" + key_of(name) not in found:
+                data["@" + str(name)] = seen.codes.encode(str(name), [r[i] for r in chunk])
+    data["hash"] = np.array([hash(tuple(map(str, r))) for r in chunk], dtype=np.int64)
     return data
 
 
-def open_table(path):
-    """(header, iterator of rows as lists of cells, decimal comma?) of a CSV, JSON or JSON-lines file."""
-    text = _text(path)
-    if text.lstrip()[:1] in "[{":
-        data = _json_objects(text, path)
-        header = list(dict.fromkeys(key for one in data for key in one))
-        return header, ([one.get(key) for key in header] for one in data), False
-    first = text.lstrip("\r\n").split("\n", 1)[0]
-    separator = max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text), delimiter=separator)
-    try:
-        header = next(row for row in reader if "".join(row).strip())
-    except (csv.Error, StopIteration) as error:
-        raise UserError(f"{path}: not a CSV file ({error})") from None
-    return [name.strip() for name in header], reader, separator == ";"
+def _numbers(data, role, cells, file):
+    """Put a column's numbers into data, in parameters, tokens, FLOPs and the loss's unit."""
+    decimal, error = file.decimals[role], None
+    if role in ("loss", "loss_se"):
+        values, error = with_errors(cells, decimal)
+        if role == "loss":
+            cells = values
+        elif error is not None:  # --loss_se_col names the loss itself
+            data["loss_se"] = error
+            return
+    values = floats(cells, decimal, words=role != "loss")
+    if file.scales[role] != 1.0 and role != "loss":
+        values = values * file.scales[role]
+    if role == "loss":
+        values, error, _ = loss_in(values, error, file.loss_unit)
+        if error is not None and "loss_se" not in file.found:
+            data["loss_se"] = error
+    data[role] = values
 
 
-def chunks(reader, width, path):
-    """Lists of at most CHUNK rows of `width` cells; blank rows are left out, short ones filled up."""
-    chunk, count = [], 0
-    try:
-        for row in reader:
-            if len(row) != width:
-                if not any(str(cell or "").strip() for cell in row):
-                    continue
-                row = list(row[:width]) + [""] * (width - len(row))
-            chunk.append(row)
-            count += 1
-            if len(chunk) == CHUNK:
-                yield chunk
-                chunk = []
-    except csv.Error as error:
-        raise UserError(f"{path}: row {count + 1} cannot be read as CSV ({error})") from None
-    if chunk:
-        yield chunk
-
-
-def floats(cells, comma=False):
-    """Cells (str, number or None) -> float64, NaN where unparsable."""
-    try:
-        return np.array(cells, dtype=float)
-    except (ValueError, TypeError, OverflowError):
-        out = np.full(len(cells), np.nan)
-        for i, cell in enumerate(cells):
-            if comma:
-                cell = str(cell).replace(",", ".")
-            try:
-                out[i] = float(cell)
-            except (ValueError, TypeError, OverflowError):
-                pass
-        return out
-
-
-# ----- columns and selections -----
-
-
-def find_columns(header, named, path, need_loss=True):
-    """
-    Which column plays which role.
-
-    Parameters
-    ----------
-    header : list of str
-    named : dict
-        Column names that were given for roles (n, d, c, loss, ...); the others are found by their usual names.
-    path : str
-        For messages.
-    need_loss : bool
-
-    Returns
-    -------
-    dict: role -> index. Further columns of use have roles "=" + key.
-
-    Raises
-    ------
-    UserError
-        A named column is not there, or loss or two of N, D, C are missing.
-    """
-    keys = {}
-    for i, name in enumerate(header):
-        keys.setdefault(key_of(name), i)
-    found = {}
-    for role, names in NAMES.items():
-        given = named.get(role)
-        if given is not None:
-            if given not in header:
-                raise UserError(f"--{role}_col {given}: no such column in {path}; it has {', '.join(map(str, header))}")
-            found[role] = header.index(given)
+def _reasons(chunk, data, file, seen):
+    """Why each row cannot be used, "" where it can."""
+    why = np.full(len(chunk), "", dtype=object)
+    width = len(file.header)
+    for i, row in enumerate(chunk):
+        if len(row) > width:
+            why[i] = f"{len(row)} cells under a header of {width}: quote cells that hold the separator"
+    if "status" in data and "any" not in file.request.status:
+        kept = FINISHED + [word.lower() for word in file.request.status]
+        bad = ~np.isin(np.char.lower(data["status"].astype(str)), kept) & (why == "")
+        why[bad] = [f"status {status}" for status in data["status"][bad]]
+    for role in QUANTITIES:
+        if role not in file.found or (role == "loss" and not file.request.need_loss):
             continue
-        usual = next((key for key in names.split() if key in keys), None)
-        if usual is not None:
-            found[role] = keys[usual]
-    missing = []
-    if need_loss and "loss" not in found:
-        missing.append("a loss (val_loss, final_loss, loss, L)")
-    if len(found.keys() & set("ndc")) < 2:
-        missing.append("two of N (n_params, params, N), D (tokens, D) and C (flops, compute_budget, C)")
-    if missing:
-        shown = ", ".join(map(str, header[:20]))
-        if len(header) > 20:
-            shown += " ..."
+        values, name = data[role], file.header[file.found[role]]
+        problems = {"empty, nan or unparsable": np.isnan(values), "inf": np.isinf(values), "not positive": values <= 0}
+        for problem, mask in problems.items():
+            why[mask & (why == "")] = f"{name} {problem}"
+        if not seen.unreadable:
+            seen.unreadable = _first_unreadable(chunk, values, data["row"], file.found[role], name)
+    for text, test in file.tests:
+        outside = ~test(chunk)
+        why[outside & (why == "")] = f"outside --where {text}"
+    return why
+
+
+def _first_unreadable(chunk, values, rows, i, name):
+    """The first cell that is neither empty nor a number, with its place and what to do; "" where there is none."""
+    for j in np.flatnonzero(np.isnan(values)):
+        cell = str(chunk[j][i] if chunk[j][i] is not None else "").strip()
+        if cell and cell.lower() not in BLANK:
+            return f"row {rows[j]}, {name}: {cell[:40]!r} is no number; write it as 1.3e9, 1.3B or 1,300,000,000"
+    return ""
+
+
+def _say_units(file, seen):
+    """Notes on units that were taken from headers or --units, and the loss's unit, one for all files."""
+    for role in ("n", "d", "c"):
+        if role in file.found and file.scales[role] != 1.0:
+            seen.note(f"{file.header[file.found[role]]}: {role.upper()} times {file.scales[role]:g}")
+    unit = file.loss_unit or NATS
+    if unit == "perplexity":
+        seen.note(f"{file.header[file.found['loss']]} is a perplexity: its logarithm is the loss, {NATS}")
+        unit = NATS
+    if seen.loss_unit and unit != seen.loss_unit:
         raise UserError(
-            f"{path}: needs columns for {' and '.join(missing)}; its columns are {shown}; "
-            "name them with --n_col, --d_col, --c_col, --loss_col"
+            f"{file.path}: its loss is in {unit}, that of the file before in {seen.loss_unit}; fit them apart, or name "
+            "columns of one unit with --loss_col"
         )
-    for extra in ("flop_budget", "flops_exact", "lr_on_edge", *CONVENTIONS):
-        if extra in keys:
-            found["=" + extra] = keys[extra]
-    return found
+    seen.loss_unit = unit
 
 
-def parse_where(text):
-    """'column op value' -> (column, function of a list of cells that returns a mask)."""
-    match = re.search("==|!=|<=|>=|<|>|=", text or "")
-    if not match or not text[: match.start()].strip():
-        raise UserError(f"--where {text!r}: expected 'column op value' with op one of == != < <= > >=")
-    column, sign, value = text[: match.start()].strip(), match[0], text[match.end() :].strip().strip("'\"")
-    compare = OPS["==" if sign == "=" else sign]
-    try:
-        number = float(value)
-    except ValueError:
-        if compare not in (operator.eq, operator.ne):
-            raise UserError(f"--where {text!r}: {value!r} is not a number; only == and != compare text") from None
-        return column, lambda cells: np.array([compare(str(cell).strip(), value) for cell in cells], bool)
-    return column, lambda cells: compare(floats(cells), number)
+def _third_quantity(rows, found):
+    """Add the one of N, D and C that has no column, from C = 6ND; returns a note of it, "" where all are there."""
+    with np.errstate(over="ignore"):
+        if "c" not in found:
+            rows["c"] = 6.0 * rows["n"] * rows["d"]
+            return "no flops column: C = 6ND"
+        if "d" not in found:
+            rows["d"] = rows["c"] / (6.0 * rows["n"])
+            return "no tokens column: D = C / 6N"
+        if "n" not in found:
+            rows["n"] = rows["c"] / (6.0 * rows["d"])
+            return "no parameters column: N = C / 6D"
+    return ""
 
 
-def selections(where, header, path):
-    """[(text, column index, test)] of the --where expressions."""
-    out = []
-    for text in where:
-        column, test = parse_where(text)
-        if column not in header:
-            raise UserError(f"--where {text!r}: no column {column!r} in {path}; it has {', '.join(map(str, header))}")
-        out.append((text, header.index(column), test))
-    return out
+def concatenate(parts):
+    """Dicts of arrays, one below the other; columns that not all of them have are left out."""
+    common = set(parts[0]).intersection(*parts[1:])
+    return {k: np.concatenate([part[k] for part in parts]) for k in parts[0] if k in common}

@@ -190,7 +190,7 @@ def _remarks_on_flatness(result):
 def notes_of(result):
     """Warnings and refusals as two lists of (method, code, message)."""
     warned = []
-    for method in METHODS:
+    for method in ("input", *METHODS):
         for warning in (result.get(method) or {}).get("warnings") or []:
             warned.append((method, warning["code"], warning["message"]))
     refused = []
