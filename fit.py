@@ -24,6 +24,7 @@ from isoflop.cli import Parser, UserError, check, option, run_main
 from isoflop.files import writable_folder, write_json
 from isoflop.fit import report
 from isoflop.fit.backtest import backtest, conventions
+from isoflop.fit.compare import compare_families
 from isoflop.fit.coupled import DRAWS, fit_coupled
 from isoflop.fit.envelope import fit_envelope
 from isoflop.fit.huber import DELTA, RESAMPLES
@@ -43,6 +44,9 @@ from isoflop.fit.units import far_targets
 MIN_RESAMPLES = 100  # the ends of a 95% interval of fewer are noise
 ENVELOPE_RESAMPLES = 1000  # at most
 MOST_COUPLED = 5_000  # rows that the coupled law is fitted to
+MOST_COMPARED = 1_000  # rows that families of laws are compared on
+COMPARED_SPLITS = 3  # back-tests of each
+LINES = ("constant_ratio", "collinear", "one_size", "one_token_count")  # refusals of runs on one line in ln N and ln D
 MOST = 1e60  # largest number that can be asked for
 
 
@@ -249,10 +253,15 @@ def fit_methods(table: Table, options: Options) -> Fits:
         if isoflop.a is not None:
             bias = parabola_bias(isoflop, parametric.law, n, d, c, cost)
     method, compute_law, compute_law_without_e = fit_compute_law(isoflop, envelope)
+    on_line = [refusal for refusal in parametric.refusals if refusal.code in LINES]
+    if on_line and compute_law.k is None and compute_law_without_e.k is None:
+        lowest = fit_kaplan(c, loss, resamples, seed, "compute_law")  # of a ladder every run is the best of its C
+        method, compute_law, compute_law_without_e = "runs", lowest["with_E"], lowest["without_E"]
     return Fits(
         cost=cost,
         parametric=parametric,
         coupled=coupled,
+        families=compare(table, coupled, options),
         outliers=find_outliers(table, parametric, weights),
         missed_budget=missed,
         isoflop=isoflop,
@@ -264,6 +273,16 @@ def fit_methods(table: Table, options: Options) -> Fits:
         kaplan_n=fit_kaplan(n, loss, resamples, seed, "kaplan.L_N"),
         kaplan_d=fit_kaplan(d, loss, resamples, seed, "kaplan.L_D"),
     )
+
+
+def compare(table, coupled, options):
+    """The family of laws that answers, its rival, and its own nested cases (E = 0, alpha = beta), by evidence."""
+    if coupled.law is None:
+        return ()
+    some = slice(None, None, -(-len(table.n) // MOST_COMPARED))
+    names = ("coupled", "hoffmann", f"{coupled.family}, E = 0", f"{coupled.family}, alpha = beta")
+    runs = (table.n[some], table.d[some], table.loss[some], table.c[some])
+    return compare_families(*runs, options.prior, names, names[:2], COMPARED_SPLITS)
 
 
 def fit_compute_law(isoflop, envelope):

@@ -50,3 +50,10 @@ def test_without_a_grid_and_with_few_runs():
     rows = compare_families(n[:9], d[:9], TRUE["coupled"].loss(n[:9], d[:9]), names=("coupled", "hoffmann"))
     assert {row.backtest for row in rows} == {None} and {row.n_backtests for row in rows} == {0}
     assert compare_families(n[:2], d[:2], np.array([3.0, 2.9])) == ()
+
+
+def test_only_those_asked_for_are_back_tested():
+    n, d, c, loss = isoflop_runs(TRUE["coupled"], 0.002, 1, budgets=BUDGETS, sizes=5)
+    names = ("coupled", "hoffmann")
+    rows = {row.family: row for row in compare_families(n, d, loss, c, names=names, tested=names[:1], most_splits=2)}
+    assert rows["coupled"].n_backtests == 3 and rows["hoffmann"].backtest is None  # 2 + 1 budgets ahead

@@ -11,7 +11,7 @@ from helpers import simulated_table
 import fit
 from isoflop import display, laws
 from isoflop.fit import axes, report
-from isoflop.fit.findings import answers, exponents, few, size
+from isoflop.fit.findings import answers, exponents, family_evidence, few, one_variable_laws, size
 from isoflop.fit.result import bands, to_arrays, to_json
 
 LAW = laws.Law(1.7, 400.0, 1500.0, 0.34, 0.36)
@@ -157,6 +157,40 @@ def test_extrapolation_is_called_a_belief_beyond_the_back_tests(good):
     assert "No back-test reaches as far as the prediction does." in text
     untested = " ".join(report.page(result | {"backtest": []}, arrays).split())
     assert "These runs allow no back-test" in untested
+
+
+def test_a_ladder_at_one_ratio_has_laws_of_one_variable():
+    """With alpha = beta the laws along the ladder are exact: E, and g halved in C, as C grows as N^2."""
+    law = laws.Law(1.7, 400.0, 1500.0, 0.34, 0.34)
+    table = simulated_table(law, (1e18,), 8, 10.0, 0.0)
+    table.n = np.geomspace(1e6, 1e9, 8)
+    table.d, table.c = 20 * table.n, 120 * table.n**2
+    table.loss = law.loss(table.n, table.d)
+    result, arrays = found(table, **OPTIONS)
+    header, rows, said = one_variable_laws(result)
+    assert [row[0] for row in rows] == ["L(N)", "L(D)", "L(C)"] and "one D/N" in said
+    assert [row[1].split()[0] for row in rows] == ["1.700"] * 3
+    assert [row[3].split()[0] for row in rows] == ["0.3400", "0.3400", "0.1700"]
+    assert result["compute_law"]["frontier"] == "runs"
+    for text in (report.page(result, arrays), report.summary(result)):
+        assert "ll runs have one D/N" in text and "0.1700" in text and "No law could be fitted" not in text
+    assert one_variable_laws(result | {"refusals": []}) == ([], [], "")
+
+
+def test_families_of_laws_are_ranked_in_a_table(good):
+    result = good[0]
+    header, rows, said = family_evidence(result)
+    assert [row[0].removesuffix(" (answers)") for row in rows] == [row["family"] for row in result["families"]]
+    assert rows[0][1] == "0.0" and len(rows) == 4 and header[-1] == "loss at 1e22"
+    answering = result["coupled"]["family"]
+    assert [row[0] for row in rows].count(f"{answering} (answers)") == 1 and said.startswith(f"the {answering} law")
+    ours = next(row for row in result["families"] if row["family"] == answering)
+    assert f"{display.sig(100 * ours['backtest_rms_ln'], 2)}% with {answering}" in said
+    other = copy.deepcopy(result)
+    other["coupled"]["family"] = "coupled" if answering == "hoffmann" else "hoffmann"
+    assert "ahead" in family_evidence(other)[2]
+    for text in (report.page(*good), report.summary(result)):
+        assert said[4:30] in " ".join(text.split())
 
 
 # ----- the terminal -----

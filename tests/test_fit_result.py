@@ -40,7 +40,9 @@ def result(analysis):
 
 
 def test_every_section_is_there_in_plain_python(result):
-    sections = "input forecast coupled parametric isoflop envelope compute_law kaplan conventions backtest skill"
+    sections = (
+        "input forecast coupled families parametric isoflop envelope compute_law kaplan conventions backtest skill"
+    )
     assert list(result) == [*sections.split(), "published", "predictions", "valley", "refusals"]
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert list(result["published"]) == list(laws.PUBLISHED)

@@ -57,7 +57,7 @@ class FamilyEvidence:
     n_backtests: int
 
 
-def compare_families(n, d, loss, c=None, prior=True, names=tuple(NESTED)):
+def compare_families(n, d, loss, c=None, prior=True, names=tuple(NESTED), tested=None, most_splits=MOST_SPLITS):
     """
     Rank families of laws by evidence, the best first.
 
@@ -67,6 +67,10 @@ def compare_families(n, d, loss, c=None, prior=True, names=tuple(NESTED)):
         As in fit_coupled.
     names : sequence of str
         Of NESTED.
+    tested : sequence of str, optional
+        The names that are back-tested, which takes most of the time; default all.
+    most_splits : int
+        Back-tests of each, the last ones.
 
     Returns
     -------
@@ -80,14 +84,16 @@ def compare_families(n, d, loss, c=None, prior=True, names=tuple(NESTED)):
     """
     n, d, loss = (np.asarray(v, float) for v in (n, d, loss))
     c = 6.0 * n * d if c is None else np.asarray(c, float)
-    splits = _splits(c)
+    splits = _splits(c, most_splits)
     rows = []
     for name in names:
         family = families.family(**NESTED[name])
         fit = fit_coupled(n, d, loss, c, family=family, prior=prior, resamples=0)
         if fit.law is None:
             continue
-        errors = _backtest(fit, (n, d, loss, c), splits, prior, family)
+        errors = []
+        if tested is None or name in tested:
+            errors = _backtest(fit, (n, d, loss, c), splits, prior, family)
         rms = float(np.sqrt(np.mean(np.square(errors)))) if errors else None
         short = -fit.log_evidence
         rows.append(FamilyEvidence(name, fit.law, family.free, short, _leave_one_out(fit), rms, len(errors)))
@@ -104,14 +110,14 @@ def _leave_one_out(fit):
     return float(np.average(without, weights=fit.weights))
 
 
-def _splits(c):
+def _splits(c, most):
     """(runs fitted, [runs of each of the next budgets]) for the last budgets, never the lowest three; by rising C."""
     groups = group_budgets(c)
     if len(groups) <= MIN_BUDGETS or sum(map(len, groups)) <= len(c) / 2:  # no grid: bins of equal count
         count = min(8, len(c) // 5)
         groups = np.array_split(np.argsort(c, kind="stable"), count) if count > MIN_BUDGETS else []
     splits = []
-    for i in range(max(MIN_BUDGETS, len(groups) - MOST_SPLITS), len(groups)):
+    for i in range(max(MIN_BUDGETS, len(groups) - most), len(groups)):
         fitted = np.sort(np.concatenate(groups[:i]))
         splits.append((fitted, groups[i : i + STEPS]))
     return splits

@@ -6,6 +6,7 @@ A refused quantity is in none of them. Estimates and ends of intervals have 4 si
 
 from isoflop.display import estimate, fixed, flops, interval, si, sig
 from isoflop.fit.result import METHODS, point, points, rows_of, section
+from isoflop.laws import Cost, Law
 
 NAMES = METHODS | {"isoflop:parabola": "isoFLOP, all sizes", "isoflop:lowest_runs": "isoFLOP, lowest runs"}
 MANY = 12  # names in a list before "and .. more"
@@ -58,6 +59,84 @@ def forecast_source(result):
     if marked:
         text += f"; {', '.join(marked)} come mostly from the prior"
     return text
+
+
+def family_evidence(result):
+    """(header, rows): the families of laws that were tried, the best first; and a sentence on them. Empty without."""
+    rows = result.get("families") or []
+    if len(rows) < 2 or _in_common(result):  # on one line N and D can't be told apart: no family can be wrong
+        return [], [], ""
+    cost = Cost(**(result.get("input", {}).get("cost") or {}))
+    c = max(row["flops"] for row in result["forecast"]) if result.get("forecast") else 10 * result["skill"]["c_max"]
+    header = ["family of laws", "behind, nats", "back-tests off by", f"loss at {flops(c)}"]
+    table, answering = [], result["coupled"]["family"]
+    for row in rows:
+        letters = {name: row[name] for name in LETTERS if name in row}
+        least = float(Law(**letters).frontier_loss(c, cost))
+        name = row["family"]
+        if name == answering:
+            name += " (answers)"
+        off = "-"
+        if row["backtest_rms_ln"] is not None:
+            off = f"{sig(100 * row['backtest_rms_ln'], 2)}%"
+        table.append([name, fixed(row["behind"], 1), off, fixed(least)])
+    return header, table, _said_of_families(rows, answering)
+
+
+def _said_of_families(rows, answering):
+    """Which family answers, and by how much its rival falls short."""
+    by_name = {row["family"]: row for row in rows}
+    rival = "hoffmann" if answering == "coupled" else "coupled"
+    if answering not in by_name or rival not in by_name:
+        return ""
+    ours, theirs = by_name[answering], by_name[rival]
+    gap = theirs["behind"] - ours["behind"]
+    text = f"the {answering} law answers: {rival} is {abs(gap):.1f} nats of evidence "
+    text += "behind" if gap >= 0 else "ahead"
+    if ours["backtest_rms_ln"] is not None and theirs["backtest_rms_ln"] is not None:
+        text += (
+            f", and {ours['n_backtests']} back-tests 1 to 4 budgets ahead miss the loss by "
+            f"{sig(100 * ours['backtest_rms_ln'], 2)}% with {answering}, {sig(100 * theirs['backtest_rms_ln'], 2)}% "
+            f"with {rival} (rms)"
+        )
+    return text
+
+
+ALONG = {  # refusal of the parametric fit -> what the runs have in common
+    "constant_ratio": "one D/N",
+    "collinear": "one line in ln N and ln D",
+    "one_size": "one N",
+    "one_token_count": "one D",
+}
+
+
+def one_variable_laws(result):
+    """(header, rows) and a sentence where all runs lie on one line: L(N), L(D) and L(C) along it. Else empty."""
+    common = _in_common(result)
+    if not common:
+        return [], [], ""
+    found = {"N": result["kaplan"]["L_N"], "D": result["kaplan"]["L_D"]}
+    compute = result["compute_law"]
+    found["C"] = {"with_E": compute, "without_E": compute["without_E"]}
+    rows = []
+    for letter, forms in found.items():
+        fit = forms["with_E"] if forms["with_E"]["status"] == "ok" else forms["without_E"]
+        if fit["status"] == "ok":
+            quantities = [fit.get(key) or {"point": 0.0} for key in ("E", "k", "g")]
+            values = [estimate(quantity["point"], quantity.get("ci95")) for quantity in quantities]
+            rows.append([f"L({letter})", *values, f"{fit['r2']:.5f}"])
+    if not rows:
+        return [], [], ""
+    text = f"all runs have {common}: L(x) = E + k x^-g holds along it, and says nothing of the best N and D"
+    return ["", "E", "k", "g", "R2"], rows, text
+
+
+def _in_common(result):
+    """What all runs have in common that keeps N and D from being told apart, "" where nothing does."""
+    for refusal in result.get("refusals") or []:
+        if refusal["method"] == "parametric" and refusal["code"] in ALONG:
+            return ALONG[refusal["code"]]
+    return ""
 
 
 def answers(result):
@@ -165,7 +244,7 @@ def _remarks_on_power_laws(result):
     if errors:
         said.append(f"bias of the isoFLOP fit on this grid, if the parametric fit were exact: {'; '.join(errors)}")
     law = points(result, "compute_law", ("E", "k", "g"))
-    if law is not None:
+    if law is not None and not _in_common(result):
         e, k, g = law
         source, r2 = result["compute_law"].get("frontier"), result["compute_law"].get("r2")
         text = f"least loss ({METHODS.get(source, source)}): L(C) = {sig(e)} + {sig(k)} C^-{sig(g)}"

@@ -22,10 +22,12 @@ from isoflop.fit.findings import (
     MANY,
     answers,
     exponents,
+    family_evidence,
     few,
     forecast_answer,
     forecast_source,
     notes_of,
+    one_variable_laws,
     remarks,
     run_answers,
     size,
@@ -105,6 +107,12 @@ def _laws(result):
             rows.append([name, sig(point(quantity)), interval(quantity.get("ci95"))])
         out += ["L(N, D) = E + A / N^alpha + B / D^beta, by the sum of Huber losses of ln L:", ""]
         out += _table(["", "estimate", "ci95"], rows)
+    header, rows, said = one_variable_laws(result)
+    if rows:
+        out += [f"{said[0].upper()}{said[1:]}:", "", *_table(header, rows)]
+    header, rows, said = family_evidence(result)
+    if rows:
+        out += [f"{said[0].upper()}{said[1:]}.", "", *_table(header, rows)]
     rows = exponents(result)
     if rows:
         out += ["N* grows as C^a and D* as C^b:", "", *_table(["", "a [ci95]", "b [ci95]"], rows)]
@@ -308,6 +316,8 @@ def summary(result):
         _law_table(result, "parametric", LAW),
         _columns(["exponents", "N* ~ C^a", "D* ~ C^b"], exponents(result)),
     ]
+    header, rows, said = one_variable_laws(result)
+    tables += [_columns(header, rows), said, _columns(*family_evidence(result)[:2]), family_evidence(result)[2]]
     tables.append(_budgets_table(result))
     tables += [_columns(header, rows) for header, rows in answers(result)]
     header, rows = run_answers(result)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from isoflop.files import atomic
+from isoflop.fit.compare import FamilyEvidence
 from isoflop.fit.coupled import CoupledFit
 from isoflop.fit.envelope import EnvelopeFit
 from isoflop.fit.forecast import Forecast
@@ -42,12 +43,13 @@ class Fits:
     cost: Cost
     parametric: ParametricFit  # Hoffmann's law, classical: no weights, no priors
     coupled: CoupledFit  # the law that forecasts
+    families: tuple[FamilyEvidence, ...]  # coupled's and others, the best first
     outliers: Outliers  # of the parametric fit
     missed_budget: str  # how the parametric fit misses the largest budget, "" where it does not
     isoflop: IsoflopFit
     expected_bias: dict | None  # of the isoFLOP fit, from parabola_bias()
     envelope: EnvelopeFit
-    least_losses_of: str  # isoflop | envelope: the method whose least losses the compute law is fitted to
+    least_losses_of: str  # isoflop | envelope | runs (of a ladder): what the compute law is fitted to
     compute_law: PowerLaw  # L = E + k C^-g
     compute_law_without_e: PowerLaw  # L = k C^-g
     kaplan_n: dict[str, PowerLaw]  # L(N), with_E and without_E
@@ -93,6 +95,7 @@ def to_json(analysis: Analysis) -> dict:
     result = {"input": _input_section(analysis.table, fits)}
     result["forecast"] = [asdict(row) for row in analysis.forecast]
     result["coupled"] = _coupled_section(fits)
+    result["families"] = [_family_row(row) for row in fits.families]
     result["parametric"] = _parametric_section(fits)
     result["isoflop"] = _isoflop_section(fits)
     result["envelope"] = _envelope_section(fits.envelope)
@@ -198,6 +201,11 @@ def _coupled_section(fits):
     for name in ("objective", "starts", "starts_agreeing", "gradient", "bootstrap"):
         out[name] = getattr(fit, name)
     return out | {"sigma_ln_loss": fit.sigma}
+
+
+def _family_row(row):
+    out = {"family": row.family, "free": row.free, "behind": row.behind, "leave_one_out_ln": row.leave_one_out}
+    return out | {"backtest_rms_ln": row.backtest, "n_backtests": row.n_backtests, **row.law.params}
 
 
 def _lines(fit):
