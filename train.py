@@ -70,6 +70,7 @@ class Setup:
     val_rows: int  # sequences of the validation range
     token_bytes: torch.Tensor | None  # int64 (vocab_size,), see evaluate(); None: no bits per byte
     dtype: str  # of the compute: float32 or bfloat16
+    dtype_from: str  # what chose it, see device.ComputeType
     device_name: str
     run_id: str
     trajectory: dict  # see record.trajectory()
@@ -106,7 +107,8 @@ def set_up(mc: ModelConfig, tc: TrainConfig, env: DistributedEnv, quiet: bool = 
     plan = resolve(mc, tc, env.size, len(tokens.train))
     loader = Loader(tokens.train, mc.block_size, tc.seed, tc.pack, tokens.meta["eot_token"])
     val_rows = validation_rows(tokens, mc.block_size, tc.val_tokens)
-    dtype = devices.compute_dtype(tc.dtype, env.device)
+    compute = compute_type(mc, tc, env)
+    dtype = compute.name
     lengths = reader.token_bytes(tokens.folder)  # None where the tokenizer is unknown (nanoGPT's or llm.c's files)
     id_ = run_id(mc, tc, plan, dtype, tokens)
     decides = trajectory(mc, tc, plan, dtype, tokens)
@@ -132,6 +134,7 @@ def set_up(mc: ModelConfig, tc: TrainConfig, env: DistributedEnv, quiet: bool = 
         val_rows=val_rows,
         token_bytes=None if lengths is None else torch.from_numpy(lengths).long(),
         dtype=dtype,
+        dtype_from=compute.source,
         device_name=devices.device_name(env.device),
         run_id=id_,
         trajectory=decides,
@@ -140,6 +143,20 @@ def set_up(mc: ModelConfig, tc: TrainConfig, env: DistributedEnv, quiet: bool = 
         restored=restored,
         say=_silent if quiet else env.print0,
     )
+
+
+def compute_type(mc: ModelConfig, tc: TrainConfig, env: DistributedEnv) -> devices.ComputeType:
+    """The compute type of a run, the same on every rank. With --dtype auto, a run that is in out_dir keeps its own."""
+    before = None
+    if tc.dtype == "auto" and not tc.overwrite:
+        before = checkpoint.dtype_of(tc.out_dir, tc.resume)
+    if before:
+        found = devices.ComputeType(before, "folder")
+    else:
+        found = devices.compute_type(tc.dtype, env.device, mc.n_embd)
+    # Ranks time on their own: rank 0's answer is everyone's.
+    bf16 = env.any(env.rank == 0 and found.name == "bfloat16")
+    return found._replace(name="bfloat16" if bf16 else "float32")
 
 
 def _silent(*_):

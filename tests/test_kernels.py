@@ -259,14 +259,3 @@ def test_the_model_is_the_same_without_the_fused_pieces(monkeypatch):
         loss = model(idx, targets)[1]
         results.append((loss, torch.autograd.grad(loss, list(model.parameters()))))
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
-
-
-def test_bf16_only_where_the_cpu_multiplies_it(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "avx2": True}, raising=False)
-    assert device.compute_dtype("auto", "cpu") == "float32"
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
-    assert device.compute_dtype("auto", "cpu") == "bfloat16"
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert device.compute_dtype("auto", "cpu") == "float32"
-    assert device.compute_dtype("bfloat16", "cpu") == "bfloat16"
-    assert device.weights_dtype("bfloat16", "cuda:0") == torch.float32

@@ -11,6 +11,7 @@ It is written under another name, flushed, and renamed last: a kill leaves the o
 The functions that save and load a model are handed in: `save_model` is model.save_model.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -31,6 +32,7 @@ from isoflop.train.record import RunRecord
 
 FORMAT = "isoflop checkpoint 1"
 WEIGHTS = "model.safetensors"
+DTYPES = ("float32", "bfloat16")
 KEPT = 2  # checkpoints of a run that stay: the last good one, and the one before it
 
 write = write_text  # the former name
@@ -254,6 +256,25 @@ def finished_run(out_dir: Path, run_id: str) -> RunRecord | None:
     except (TypeError, ValueError):
         raise UserError(f"{out_dir / 'run.json'} is damaged; --overwrite runs the run again") from None
     return record
+
+
+def dtype_of(out_dir: str, resume: str) -> str | None:
+    """The compute type of the run in out_dir: finished, or a checkpoint that --resume takes; None where unknown.
+
+    Both may be empty. A run that was timed as faster in one type keeps it when it is called again.
+    """
+    folders = [Path(resume)] if resume and resume != "auto" else []
+    if out_dir:
+        record = finished(Path(out_dir)) or {}
+        if record.get("dtype") in DTYPES:
+            return record["dtype"]
+        folders += all_in(Path(out_dir) / "checkpoints")[-1:]
+    for folder in folders:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            dtype = read_json(folder / "state.json")["trajectory"]["dtype"]
+            if dtype in DTYPES:
+                return dtype
+    return None
 
 
 def check_no_other_run(out_dir: Path, run_id: str):

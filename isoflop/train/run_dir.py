@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.data import tokenizer
-from isoflop.device import compute_dtype, pick_device
+from isoflop.device import compute_type, pick_device
 from isoflop.files import atomic, read_json
 from isoflop.options import UserError
 
@@ -105,4 +105,4 @@ def place(device: str, dtype: str) -> tuple[str, str]:
     device = pick_device(device)
     if dtype == "auto" and device == "cpu":
         return device, "float32"
-    return device, compute_dtype(dtype, device)
+    return device, compute_type(dtype, device).name

@@ -1,0 +1,53 @@
+"""device.py: the compute type is measured where a CPU has both."""
+
+import pytest
+import torch
+
+from isoflop import device
+
+
+@pytest.fixture
+def cpu(monkeypatch):
+    """Makes this CPU one of given instructions, and of given seconds for its products."""
+
+    def make(instructions: dict, **seconds):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
+        monkeypatch.setattr(device, "time_products", lambda width: seconds)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "instructions, seconds, chosen",
+    [
+        ({"avx2": True}, {}, ("float32", "device")),  # without the instructions nothing is timed
+        ({"avx512_bf16": True}, {"float32": 2.2, "bfloat16": 1.0}, ("bfloat16", "probe")),  # Zen 4
+        ({"avx512_bf16": True}, {"float32": 4.3, "bfloat16": 1.0}, ("bfloat16", "probe")),  # Zen 5
+        ({"avx512_bf16": True}, {"float32": 150.0, "bfloat16": 260.0}, ("float32", "probe")),  # a Xeon without AMX
+        ({"avx512_bf16": True, "amx_bf16": True}, {"float32": 6.0, "bfloat16": 1.0}, ("bfloat16", "probe")),  # with it
+        ({"bf16": True}, {"float32": 1.9, "bfloat16": 1.0}, ("bfloat16", "probe")),  # ARM
+        ({"bf16": True}, {"float32": 1.05, "bfloat16": 1.0}, ("float32", "probe")),  # within the noise
+    ],
+)
+def test_the_faster_type_is_taken(cpu, instructions, seconds, chosen):
+    cpu(instructions, **seconds)
+    assert device.compute_type("auto", "cpu") == chosen
+    assert device.compute_type("bfloat16", "cpu") == ("bfloat16", "flag")
+
+
+def test_a_torch_that_can_t_tell_has_float32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert device.compute_type("auto", "cpu") == ("float32", "device")
+
+
+def test_the_timing_leaves_threads_as_they_were():
+    threads = torch.get_num_threads()
+    device.time_products.cache_clear()
+    seconds = device.time_products(24)
+    assert set(seconds) == {"float32", "bfloat16"} and min(seconds.values()) > 0
+    assert torch.get_num_threads() == threads and device.time_products(24) is seconds
+
+
+def test_gpus_get_float32_weights_and_autocast():
+    assert device.weights_dtype("bfloat16", "cuda:0") == torch.float32
+    assert device.weights_dtype("bfloat16", "cpu") == torch.bfloat16
