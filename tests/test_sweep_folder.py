@@ -299,3 +299,22 @@ def test_a_foreign_csv_is_refused_and_untouched(tmp_path):
         with pytest.raises(ValueError, match="another header.*name another --out_dir"):
             folder.read_rows(path)
         assert path.read_text() == text and not path.with_name("runs.torn").exists()
+
+
+def test_a_csv_without_later_columns_is_read_and_appended_to(whole, tmp_path):
+    """A file of an older version keeps its columns; the sweep's compute type is that of its rows."""
+    out, path = tmp_path / "old", tmp_path / "old" / "runs.csv"
+    out.mkdir()
+    rows = folder.read_rows(whole[0] / "runs.csv")
+    columns = [name for name in folder.HEADER if name not in folder.LATER]
+    with open(path, "w", newline="") as f:
+        writer = csv.DictWriter(f, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerow(rows[0] | {"dtype": "float32"})
+    before = folder.read_rows(path)
+    assert len(before) == 1 and before[0]["dtype_from"] == "" and before[0]["run_id"] == rows[0]["run_id"]
+    folder.append_row(path, rows[1])
+    lines = path.read_text().splitlines()
+    assert len(lines) == 3 and {line.count(",") for line in lines} == {len(columns) - 1}
+    assert folder.read_rows(path)[1] == rows[1] | {"dtype_from": ""}
+    assert folder.compute_type_of(out) == rows[1]["dtype"] and folder.compute_type_of(tmp_path) is None

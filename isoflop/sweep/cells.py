@@ -48,6 +48,7 @@ class Cell:
     plan: RunPlan | None = None
     refused: str = ""
     probe: bool = False  # looks for a learning rate; its row goes to probes.csv
+    dtype_from: str = ""  # what chose tc.dtype
     lr_from: str = "rule"
     lr_on_edge: bool | None = None
     trunk: str | None = None  # run_id of the run that it branches off
@@ -107,6 +108,19 @@ class Planner:
         self.env = env
         self.source = source
         self.vocab_size = tokens.meta["vocab_size"]
+        self._compute = None
+
+    @property
+    def compute(self) -> device.ComputeType:
+        """The compute type of every cell; decided once, so that all workers have the same."""
+        if self._compute is None:
+            self._compute = device.compute_type(self.flags.get("dtype", "auto"), self.env.device)
+        return self._compute
+
+    def keep_type(self, dtype: str | None):
+        """Take the compute type that the sweep's folder has, where there is one and no flag says otherwise."""
+        if dtype and self.flags.get("dtype", "auto") == "auto":
+            self._compute = device.ComputeType(dtype, "folder")
 
     def typed(self, config) -> dict:
         """The typed flags that are fields of a dataclass."""
@@ -159,7 +173,11 @@ class Planner:
             mc = self.model(size)
             tc = TrainConfig(flop_budget=flops, **self._run_flags(mc, more or {}), seed=seed)
             plan = self._plan(mc, tc)
-            id_ = run_id(mc, tc, plan, self._dtype(tc), self.tokens)
+            dtype = self.source  # where nothing is trained, losses are the source's
+            if self.source == "trained":
+                dtype, about["dtype_from"] = self.compute
+                tc = dataclasses.replace(tc, dtype=dtype)
+            id_ = run_id(mc, tc, plan, dtype, self.tokens)
         except ValueError as error:
             return Cell(self._refused_id(size, flops, seed), size, flops, seed, refused=str(error), **about)
         if self.source.startswith("api "):
@@ -186,12 +204,6 @@ class Planner:
         plan = resolve(mc, tc, self.env.size, len(self.tokens.train))
         validation_rows(self.tokens, mc.block_size, tc.val_tokens)  # UserError where the text is too short
         return plan
-
-    def _dtype(self, tc: TrainConfig) -> str:
-        """The compute type that a run_id is made of; where nothing is trained, the source of the losses."""
-        if self.source != "trained":
-            return self.source
-        return device.compute_dtype(tc.dtype, self.env.device)
 
     def _refused_id(self, size: ModelSize, flops: float, seed: int) -> str:
         flags = {name: str(value) for name, value in self.flags.items()}

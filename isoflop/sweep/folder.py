@@ -31,6 +31,7 @@ from isoflop.train.record import RunRecord
 EXTRA = {"source": "str", "lr_from": "str", "lr_on_edge": "int | None", "trunk": "str | None", "flops_spent": "int"}
 KINDS = {f.name: str(f.type) for f in fields(RunRecord)} | EXTRA
 HEADER = list(KINDS)
+LATER = {"dtype_from"}  # columns that files of before don't have
 
 ALWAYS = {"run_id", "status", "source", "n_layer", "n_embd", "flop_budget", "seed", "flops_spent"}  # in every row
 IN_RESULTS = {"n_params_matmul", "flops", "tokens", "lr", "val_loss"}  # in every row with status ok
@@ -96,11 +97,11 @@ def find_form(path: Path, raw: bytes) -> Form:
     header = header.removeprefix(b"\xef\xbb\xbf")
     for separator in ",;\t":
         names = Form((), separator, line_end).cells(header)
-        if sorted(names) == sorted(HEADER):
+        if sorted({*names, *LATER}) == sorted(HEADER) and len(set(names)) == len(names):
             form = Form(tuple(names), separator, line_end)
             return Form(tuple(names), separator, line_end, separator == ";" and has_decimal_comma(form, lines))
     first_line = raw.decode(errors="replace").split("\n")[0].strip()
-    odd = sorted(set(first_line.split(",")) ^ set(HEADER))
+    odd = sorted((set(first_line.split(",")) ^ set(HEADER)) - LATER)
     difference = ", ".join(odd[:6]) or "columns that are there twice"
     raise UserError(
         f"{path} has another header (differs in {difference:.200}); it is left as it is: name another --out_dir, or "
@@ -166,6 +167,15 @@ def read_rows(path: Path, repair: bool = True, drop: bool = False) -> list[dict]
     if bad and repair:
         set_aside(path, header, good, bad)
     return rows
+
+
+def compute_type_of(out_dir: Path) -> str | None:
+    """The compute type of the last run in runs.csv or probes.csv; None where there is none."""
+    for name in ("runs.csv", "probes.csv"):
+        for row in reversed(read_rows(Path(out_dir) / name, repair=False, drop=True)):
+            if row["dtype"] in ("float32", "bfloat16"):
+                return row["dtype"]
+    return None
 
 
 def wrong_text(problem: str, count: int, kept: Path, then: str) -> str:
@@ -273,12 +283,12 @@ def read_record(path: Path) -> RunRecord:
     """The record in run.json; OSError where there is none, UserError, with field and value, where one is wrong."""
     found = files.read_json(path)
     names = [f.name for f in fields(RunRecord)]
-    odd = sorted(set(names) ^ set(found)) if isinstance(found, dict) else names
+    odd = sorted((set(names) ^ set(found)) - LATER) if isinstance(found, dict) else names
     if odd:
         raise UserError(f"{path} is no record of a run (differs in {', '.join(odd[:6])})")
     texts = {}
     for name in names:
-        value = found[name]
+        value = found.get(name)
         if isinstance(value, bool) or (isinstance(value, str) and not KINDS[name].startswith("str")):
             raise UserError(f"{path}: {name} {json.dumps(value)[:40]} must be a number")
         texts[name] = "" if value is None else str(value)
@@ -314,7 +324,7 @@ def checked_row(cells: list[str], form: Form) -> dict:
     if len(cells) != len(form.columns):
         raise ValueError(f"it has {len(cells)} cells, not {len(form.columns)}")
     found = dict(zip(form.columns, cells, strict=True))
-    return checked({name: found[name] for name in HEADER}, form.decimal_comma)
+    return checked({name: found.get(name, "") for name in HEADER}, form.decimal_comma)
 
 
 def checked(found: dict, decimal_comma: bool = False) -> dict:

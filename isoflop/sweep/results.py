@@ -172,6 +172,8 @@ class ResultsFile:
         computed = 1.0
         if cell.start and steps:
             computed = 1 - cell.start_step / steps
+        if cell.dtype_from:  # the run itself was handed a type
+            record = record | {"dtype_from": cell.dtype_from}
         self._append(cell, record, source, round((record["flops"] or 0) * computed))
         self._ended(cell.run_id)
 

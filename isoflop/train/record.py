@@ -80,6 +80,7 @@ class RunRecord:
     tokens_per_s: float
     mfu: float | None
     peak_mem_gb: float
+    dtype_from: str = ""  # what chose dtype: flag | probe | device | folder; records of before don't say
 
     def summary(self) -> str:
         """The result in one line."""
@@ -141,6 +142,7 @@ def make_record(run, progress, train_loss: float | None, val: dict, eval_s: floa
         "device": run.device_name,
         "world_size": run.env.size,
         "dtype": run.dtype,
+        "dtype_from": run.dtype_from,
         "data": f"{Path(tc.data_dir).name}@{tokens.meta['corpus_sha256'][:8]}",
         "steps": progress.step,
         "tokens": D,
