@@ -106,7 +106,9 @@ def candidates(role, header):
     for pattern in WEAK.get(role, ()):
         for i, own in enumerate(keys):
             barred = {"n": NO_N, "d": NO_D}.get(role)
-            if re.search(pattern, own[-1]) and not (barred and barred.search(own[0])):
+            if not own or (barred and barred.search(own[0])):  # no name, or of something else
+                continue
+            if re.search(pattern, own[-1]):
                 found.append(i)
     return list(dict.fromkeys(found))
 
