@@ -22,7 +22,7 @@ if __name__ == "__main__":  # before numpy: thousands of small matrix products a
 from isoflop import laws
 from isoflop.cli import Parser, UserError, check, option, run_main
 from isoflop.files import writable_folder, write_json
-from isoflop.fit import report
+from isoflop.fit import report, series
 from isoflop.fit.backtest import backtest, conventions
 from isoflop.fit.compare import compare_families
 from isoflop.fit.coupled import DRAWS, fit_coupled
@@ -68,6 +68,8 @@ class Options:
     status: tuple[str, ...] = option((), "keep runs of these statuses, too; any: all", metavar="WORD")
     same_nd: str = option("auto", "what to take of rows with one N and D", choices=SAME_ND)
     rows_are_runs: bool = option(False, "every row is a run of its own, no checkpoint")
+    by: str | None = option(None, "a law for each value of this column (or file)", metavar="NAME")
+    base: str | None = option(None, "value of --by that others are compared with", metavar="TEXT")
     exclude_flops_above: float | None = option(None, "leave out runs of more FLOPs", above=0)
     drop_top_loss: int = option(0, "leave out the N runs of highest loss", min=0, max=10**9)
 
@@ -101,6 +103,8 @@ class Options:
             more.append(f"--bootstrap {self.bootstrap} must be 0, or {MIN_RESAMPLES} or more for an interval")
         if self.draws and self.bootstrap == 0:
             more.append("--draws writes resamples, and --bootstrap 0 makes none; leave one of them out")
+        if self.base is not None and self.by is None:
+            more.append(f"--base {self.base} is a value of the column that --by names; give --by, too")
         check(self, more)
 
 
@@ -140,6 +144,7 @@ def run(paths, out_dir=None, **options) -> dict:
     table = read(
         paths, columns, options.where, options.exclude_flops_above, options.drop_top_loss, units=options.units,
         status=options.status, run_cols=options.run_cols, rows_are_runs=options.rows_are_runs, same_nd=options.same_nd,
+        by=options.by,
     )  # fmt: skip
     far = far_targets(options.predict_flops, table.c.max(), "--predict_flops")
     if far:
@@ -147,8 +152,18 @@ def run(paths, out_dir=None, **options) -> dict:
     targets = read_targets(options)
     if options.plots:
         import matplotlib  # noqa: F401  (where it is missing, that is said before the fit and not after)
+    parts = {}
+    if options.by is not None:
+        parts = series.split(table, options.by)
+        base = series.choose_base(list(parts), options.base, options.by)
     folder = writable_folder(options.out_dir or Path(paths[0]).resolve().parent / "fit")
+    if parts:
+        return fit_series(parts, base, paths, folder, options, targets)
+    return fit_table(table, paths, folder, options, targets)[1]
 
+
+def fit_table(table: Table, paths, folder: Path, options: Options, targets: Table | None) -> tuple[Analysis, dict]:
+    """Fit a table of runs and write everything to a folder: (the analysis, what fit.json holds)."""
     analysis = analyse(table, options, targets)
     result, arrays = to_json(analysis), to_arrays(analysis)
     if options.plots:
@@ -158,6 +173,19 @@ def run(paths, out_dir=None, **options) -> dict:
     if options.draws:
         write_draws(folder / "draws.npz", analysis.fits)
     report.write(result, arrays, folder, options.plots, options.format)
+    return analysis, result
+
+
+def fit_series(parts: dict[str, Table], base: str, paths, folder: Path, options: Options, targets) -> dict:
+    """A fit for each series, in a folder of its own; series.json, series.md and their picture compare them."""
+    names, found = series.folders(parts), []
+    for label, part in parts.items():
+        analysis, _ = fit_table(part, paths, writable_folder(folder / names[label]), options, targets)
+        found.append(series.Series(label, part.c, part.loss, analysis.fits.coupled, analysis.fits.cost, names[label]))
+    at = options.predict_flops or series.common_budgets(found)
+    differences = series.compare(found, base, at, options.seed)
+    result = series.to_json(found, options.by, base, differences, part.info["loss_unit"])
+    series.write(result, found, folder, options.plots, options.format)
     return result
 
 
@@ -330,6 +358,9 @@ def fit_and_print(parser, args):
         print(report.summary(from_law(args.law, options)))
         return
     result = run(args.paths, **vars(options))
+    if options.by is not None:
+        print(series.summary(result))
+        return
     print(report.summary(result))
     if not result["forecast"] and all(result[method]["status"] == "refused" for method in METHODS):
         raise UserError("all three methods were refused; the lines above say why and what helps")

@@ -105,8 +105,9 @@ class _File:
         self.add_sums(self.first)
         self.header += [name for name, _ in self.sums]
         self.found = find_columns(self.header, named, path, request.need_loss, sample, seen.notes)
+        self.by_file = request.by == "file" and "file" not in self.header
         self.run_cols = [index_of(self.header, name, "--run_cols", path) for name in request.run_cols]
-        if request.by is not None:
+        if request.by is not None and not self.by_file:
             self.found["label"] = index_of(self.header, request.by, "--by", path)
         self.tests = selections(request.where, self.header, path)
         self.decimals, self.scales = {}, {}
@@ -214,6 +215,8 @@ def _columns(chunk, row, file, prefix, seen):
         for i, name in enumerate(file.header):
             if i not in roles and "=" + key_of(name) not in found:
                 data["@" + str(name)] = seen.codes.encode(str(name), [r[i] for r in chunk])
+    if file.by_file:
+        data["label"] = np.full(len(chunk), os.path.basename(file.path).partition(".")[0], dtype=object)
     data["hash"] = np.array([hash(tuple(map(str, r))) for r in chunk], dtype=np.int64)
     return data
 

@@ -102,7 +102,7 @@ def read(
     same_nd : str
         Of rows.SAME_ND: what is taken of runs that share N and D and differ in a setting.
     by : str, optional
-        Column with the series of each run, for Table.label.
+        Column with the series of each run, for Table.label; "file": the name of its file.
 
     Returns
     -------
