@@ -100,7 +100,7 @@ class SweepConfig:
     noise: float = option(0.005, "sd of ln L in --simulate and --dry_run", min=0, below=1)
     api: str | None = option(None, "address of a training service to ask")
     api_key_file: str | None = option(None, "file of its key (default: $ISOFLOP_API_KEY)")
-    vocab_size: int = option(512, "vocabulary without --data_dir", min=1, max=2**24)
+    vocab_size: int | None = option(None, "vocabulary without --data_dir (default: 512)", min=1, max=2**24)
 
     out_dir: str = option("sweep_results", "CSV, fit, figures, cells", group="output")
     predict_flops: tuple[float, ...] | None = option(None, "predict N* here (default: 10x the largest)", above=0)
@@ -256,7 +256,9 @@ def set_up(sc: SweepConfig, flags: dict, env: DistributedEnv, stop) -> Job:
     if "data_dir" in flags:
         tokens = reader.open_data(flags["data_dir"])
     else:
-        tokens = stand_in(sc.vocab_size, source)
+        tokens = stand_in(sc.vocab_size or 512, source)
+    if sc.api and (sc.vocab_size or "data_dir" in flags):
+        asked.vocab_size = tokens.meta["vocab_size"]
     planner, other = Planner(sc.out_dir, flags, tokens, env, source), None
     if sc.other_vocab:
         other_flags = {**flags, "data_dir": sc.other_vocab}
@@ -324,7 +326,8 @@ def settle(job: Job, cell: Cell, answer: dict, results: ResultsFile):
     head = f"[{job.ended}/{job.known}] {cell.flop_budget:.3g} FLOPs, N {cell.plan.n_params_matmul:,} | "
     if cell.probe:
         head += f"lr {cell.plan.lr:.3g} | "
-    status, record = answer.get("status"), answer.get("record")
+    record = answer.get("record")
+    status = (record or answer)["status"]
     if status in ("interrupted", "died"):  # no row, so that the next sweep runs it
         if answer.get("saved"):
             results.withdraw(cell)
@@ -337,6 +340,8 @@ def settle(job: Job, cell: Cell, answer: dict, results: ResultsFile):
         text = RunRecord(**record).summary()
     else:
         loss = f"loss {record['val_loss']:.4f}" if record["val_loss"] else "no loss"
+        if status != "ok":
+            loss = f"{status}: {loss}"
         text = f"{cell.run_id} | {loss}"
     results.add(cell, record, job.planner.source)
     job.env.print0(head + text)

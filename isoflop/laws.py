@@ -16,6 +16,7 @@ import numpy as np
 from isoflop.options import UserError
 
 LETTERS = ("E", "A", "B", "alpha", "beta")
+ABOVE_UNIFORM = 0.1  # nats per token above ln V: a short run on text that is noise ends within it, and is no failure
 PF_DAY = 1e15 * 86400.0  # FLOPs in one petaflop/s-day, the unit of compute in Kaplan et al. 2020
 
 
@@ -360,6 +361,17 @@ def lifetime_optimum(law, loss, inference):
             raise UserError(f"no model reaches a loss of {loss:g} under this law")
         lo, hi = ln_n[max(0, best - 2)], ln_n[min(len(ln_n) - 1, best + 2)]
     return float(np.exp(ln_n[best])), float(d[best]), float(flops[best])
+
+
+def highest_loss(vocab_size):
+    """
+    The loss (nats per token) above which a run is no result of training: ln V of a uniform guess, and ABOVE_UNIFORM.
+
+    Not the unigram entropy, though that is lower (5.34 for the embedded text, ln V 6.24): honest runs of few steps end
+    between the two. At the default rates those of 5 to 50 steps had losses of 5.46 to 6.17 (LOG.md, 2026-11-26).
+    vocab_size may be an array.
+    """
+    return np.log(vocab_size) + ABOVE_UNIFORM
 
 
 def parse_law(text):

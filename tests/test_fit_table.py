@@ -69,6 +69,18 @@ def test_every_dropped_row_has_its_reason(tmp_path):
     assert sum(table.info["dropped_counts"].values()) == 11
 
 
+def test_a_measured_loss_above_a_uniform_guess_is_left_out_by_name(tmp_path):
+    """Runs of older versions that had blown up: only where the vocabulary is known, and the loss is a measured one."""
+    columns = {"n_params": [1e6, 2e6, 3e6, 4e6], "tokens": [1e8, 1e8, 1e8, 1e8], "val_loss": [6.3, 6.4, 9.0, 7.0]}
+    assert len(read([write_runs(tmp_path / "a.csv", columns)]).n) == 4
+    columns["vocab_size"] = [512, 512, "", 50257]  # ln 512 = 6.238
+    table = read([write_runs(tmp_path / "b.csv", columns)])
+    (dropped,) = table.info["dropped"]
+    assert (dropped["row"], dropped["reason"]) == (2, "val_loss above ln V: blown up") and len(table.n) == 3
+    columns["source"] = ["trained", "simulated hoffmann, noise 0", "", "trained"]
+    assert len(read([write_runs(tmp_path / "c.csv", columns)]).n) == 4
+
+
 def test_selection_is_listed(tmp_path):
     n, d, _, loss = RUNS
     columns = {"n_params": n, "tokens": d, "val_loss": loss, "kind": ["a", "b"] * (len(n) // 2)}

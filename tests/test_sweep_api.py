@@ -135,6 +135,16 @@ def test_a_service_s_counter_agrees_and_cached_cells_are_free(server, sweep_flag
     assert run_sweep(*sweep_flags) == 0 and server.used == 5.6e16, "the service has cached them too"
 
 
+def test_a_service_s_loss_above_a_uniform_guess_is_no_result(server, sweep_flags, capsys):
+    """Where the vocabulary is known: of 1,000 tokens, ln 1000 = 6.91."""
+    assert run_sweep(*sweep_flags, "--vocab_size", 1000) == 1
+    table = rows_of(sweep_flags[-1])
+    high = [float(row["val_loss"]) for row in table if row["status"] == "blown_up"]
+    low = [float(row["val_loss"]) for row in table if row["status"] == "ok"]
+    assert len(high) + len(low) == 12 and min(high) > np.log(1000) + 0.1 > max(low)
+    assert f"({len(high)} blown_up)" in capsys.readouterr().out
+
+
 def test_a_service_s_cap_and_key_stay(server, sweep_flags, capsys, monkeypatch):
     assert run_sweep(*sweep_flags, "--total_flops", 5e15) == 1
     assert server.used == 4e15, "four cells of 1e15; 3e15 more would pass the cap"

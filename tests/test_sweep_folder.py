@@ -143,6 +143,25 @@ def test_a_row_without_a_result_may_lack_numbers(tmp_path):
     assert [r["status"] for r in folder.read_rows(path)] == ["diverged", "ok"]
 
 
+def test_a_loss_above_a_uniform_guess_is_no_result_whatever_the_file_says(mine, monkeypatch, capsys):
+    """Runs of an older version that had blown up and are called ok: no size, rate or fit follows them."""
+    out, flags = mine
+    edit(out / "runs.csv", "val_loss", "9.5")
+    uniform = np.log(int(rows_of(out)[0]["vocab_size"]))
+    edit(out / "probes.csv", "val_loss", str(uniform + 0.05))  # within what noise may do
+    before = (out / "runs.csv").read_bytes()
+    monkeypatch.setattr(sweep, "train", no_training)
+    assert run_sweep(*flags) == 1
+    said = capsys.readouterr().out
+    assert "1 of 2 cells have no result (1 blown_up)" in said and "1 x val_loss above ln V: blown up" in said
+    assert (out / "runs.csv").read_bytes() == before
+    assert [r["status"] for r in folder.read_rows(out / "runs.csv")] == ["blown_up", "ok"]
+    assert {r["status"] for r in folder.read_rows(out / "probes.csv")} == {"ok"}
+    garble_record(out, "val_loss", 9.5)
+    record = next(p for p in out.glob("cells/*/run.json") if json.loads(p.read_text())["val_loss"] == 9.5)
+    assert folder.read_record(record).status == "blown_up"
+
+
 def lose_row(out: Path):
     """Remove the rows of a run: its record is read again. Returns the record's path."""
     run_id = rows_of(out)[-1]["run_id"]

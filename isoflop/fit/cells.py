@@ -19,6 +19,7 @@ from isoflop.fit.reading import chunks, open_table
 from isoflop.fit.rows import Codes, distinct, name_runs
 from isoflop.fit.units import NATS, loss_in
 from isoflop.fit.values import decimal_of, floats, has_word, with_errors
+from isoflop.laws import highest_loss
 from isoflop.options import UserError
 
 FINISHED = ["ok", "", "finished", "done", "success", "completed"]  # statuses of runs that count
@@ -261,10 +262,32 @@ def _reasons(chunk, data, file, seen):
             why[mask & (why == "")] = f"{name} {problem}"
         if not seen.unreadable:
             seen.unreadable = _first_unreadable(chunk, values, data["row"], file.found[role], name)
+    blown_up = _blown_up(chunk, data, file) & (why == "")
+    if blown_up.any():
+        why[blown_up] = f"{file.header[file.found['loss']]} above ln V: blown up"
     for text, test in file.tests:
         outside = ~test(chunk)
         why[outside & (why == "")] = f"outside --where {text}"
     return why
+
+
+def _blown_up(chunk, data, file):
+    """Mask of measured losses above highest_loss(), which older versions of train.py called ok.
+
+    Of files with a vocab_size. A loss that was drawn from a law, or that a service gave, has another source than
+    "trained", and its vocab_size may be a stand-in. --status any, or blown_up, keeps them.
+    """
+    header, asked = file.header, set(file.request.status)
+    in_nats = file.loss_unit in (None, NATS)
+    if "vocab_size" not in header or not file.request.need_loss or not in_nats or asked & {"any", "blown_up"}:
+        return np.zeros(len(chunk), bool)
+    at = header.index("vocab_size")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        above = data["loss"] > highest_loss(floats([row[at] for row in chunk], file.decimal))
+    if "source" in header:
+        at = header.index("source")
+        above &= np.array([str(row[at] or "trained").strip() == "trained" for row in chunk])
+    return above
 
 
 def _first_unreadable(chunk, values, rows, i, name):

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from isoflop.laws import highest_loss
 from isoflop.options import UserError
 from isoflop.sweep.cells import Cell, Planner
 
@@ -68,6 +69,7 @@ class Service:
         self.url = url.rstrip("/")
         self.source = f"api {parts.scheme}://{parts.hostname}{parts.path.rstrip('/')}"  # column of the results file
         self.key = read_key(key_file)
+        self.vocab_size: int | None = None  # where it is known, a loss above highest_loss() is "blown_up"
         self.used: float | None = None  # FLOPs that the service has counted for this key, over everything asked
 
     def hidden(self, text: str) -> str:
@@ -158,6 +160,8 @@ class Service:
             status, loss = "diverged", None
         elif loss <= 0:
             raise UserError(f"--api {self.url}: loss {loss:g} of {cell} must be positive; nothing was recorded")
+        elif self.vocab_size and loss > highest_loss(self.vocab_size):
+            status = "blown_up"
         # What the budget bought is the service's own affair: C as requested, N as it counts (no embedding, no head).
         n = plan.n_params_non_embedding
         tokens = round(cell.flop_budget / (6 * n))

@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from isoflop import files
+from isoflop.laws import highest_loss
 from isoflop.options import UserError
 from isoflop.train.record import RunRecord
 
@@ -293,12 +294,12 @@ def read_record(path: Path) -> RunRecord:
             raise UserError(f"{path}: {name} {json.dumps(value)[:40]} must be a number")
         texts[name] = "" if value is None else str(value)
     try:
-        checked(texts)
+        status = checked(texts)["status"]
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     if found["run_id"] != path.parent.name:
         raise UserError(f"{path}: run_id {found['run_id'][:40]!r} must be {path.parent.name}")
-    return RunRecord(**found)
+    return RunRecord(**found | {"status": status})
 
 
 def move_aside(path: Path):
@@ -328,7 +329,10 @@ def checked_row(cells: list[str], form: Form) -> dict:
 
 
 def checked(found: dict, decimal_comma: bool = False) -> dict:
-    """The same columns, {name: text}, each number as Python writes it; ValueError where one is wrong."""
+    """The same columns, {name: text}, each number as Python writes it; ValueError where one is wrong.
+
+    A measured loss above highest_loss() has the status blown_up, whatever the file says.
+    """
     status = found["status"].lower()
     is_result = status == "ok"
     is_trained = found.get("source", "trained") == "trained"
@@ -350,6 +354,9 @@ def checked(found: dict, decimal_comma: bool = False) -> dict:
                 out[name] = str(checked_number(text, kind, above_0, decimal_comma))
         except ValueError as error:
             raise ValueError(f"{name} {text[:40]!r} must be {error}") from None
+    if is_result and is_trained and out.get("vocab_size"):  # of an older version
+        if float(out["val_loss"]) > highest_loss(int(out["vocab_size"])):
+            status = "blown_up"
     return out | {"status": status}
 
 

@@ -2,28 +2,26 @@
 
 import contextlib
 import gc
-import math
 
 import torch
 import torch.distributed as dist
 
+from isoflop.laws import highest_loss
 from isoflop.options import explain
 
 RISE = 0.5  # nats per token: a train loss that ends this much above its lowest tenth has blown up
-ABOVE_UNIFORM = 0.1  # nats per token above ln V: a short run on text that is noise ends within it, and is no failure
 TENTH_TOKENS = 2**12  # tokens that a tenth of a run must have, or the noise of its mean is as large as RISE
 
 
 def blown_up(val_loss: float, curve: list[dict], plan, vocab_size: int) -> bool:
     """Whether a finite loss is no result of training: status "blown_up", which fits leave out.
 
-    Either the validation loss is more than ABOVE_UNIFORM above ln V, that of a uniform guess over the vocabulary; or
-    the train loss rose for good: its mean over the last tenth of the steps is more than RISE above that of its lowest
+    Either the validation loss is above laws.highest_loss(), about that of a uniform guess over the vocabulary; or the train loss rose for good: its mean over the last tenth of the steps is more than RISE above that of its lowest
     tenth since the end of the warm-up. The second is asked only of runs whose tenths have TENTH_TOKENS tokens.
 
     curve : rows of log.jsonl. plan : RunPlan.
     """
-    if val_loss > math.log(vocab_size) + ABOVE_UNIFORM:
+    if val_loss > highest_loss(vocab_size):
         return True
     if plan.tokens < 10 * TENTH_TOKENS:
         return False
