@@ -16,8 +16,9 @@ TENTH_TOKENS = 2**12  # tokens that a tenth of a run must have, or the noise of 
 def blown_up(val_loss: float, curve: list[dict], plan, vocab_size: int) -> bool:
     """Whether a finite loss is no result of training: status "blown_up", which fits leave out.
 
-    Either the validation loss is above laws.highest_loss(), about that of a uniform guess over the vocabulary; or the train loss rose for good: its mean over the last tenth of the steps is more than RISE above that of its lowest
-    tenth since the end of the warm-up. The second is asked only of runs whose tenths have TENTH_TOKENS tokens.
+    Either the validation loss is above laws.highest_loss(), about that of a uniform guess over the vocabulary; or the
+    train loss rose for good: its mean over the last tenth of the steps is more than RISE above that of its lowest tenth
+    since the end of the warm-up. The second is asked only of runs whose tenths have TENTH_TOKENS tokens.
 
     curve : rows of log.jsonl. plan : RunPlan.
     """
