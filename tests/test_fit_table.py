@@ -77,7 +77,7 @@ def test_a_measured_loss_above_a_uniform_guess_is_left_out_by_name(tmp_path):
     table = read([write_runs(tmp_path / "b.csv", columns)])
     (dropped,) = table.info["dropped"]
     assert (dropped["row"], dropped["reason"]) == (2, "val_loss above ln V: blown up") and len(table.n) == 3
-    columns["source"] = ["trained", "simulated hoffmann, noise 0", "", "trained"]
+    columns["source"] = ["trained", "simulated hoffmann", "", "trained"]
     assert len(read([write_runs(tmp_path / "c.csv", columns)]).n) == 4
 
 
