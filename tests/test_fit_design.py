@@ -1,0 +1,156 @@
+"""The choice of runs: what it promises holds in numbers, and the same arguments give the same choice."""
+
+import numpy as np
+import pytest
+
+from isoflop import laws
+from isoflop.fit import design
+from isoflop.fit.design import Candidates, Runs, Target, choose, expected_grid_widths, expected_widths
+from isoflop.fit.knowledge import Knowledge, State
+from isoflop.options import UserError
+
+LAW = laws.PUBLISHED["besiroglu"]
+TARGET = Target(flops=1e21)
+
+
+def grid(sizes=8, lengths=8):
+    """Candidates of 2e16 to 2e20 FLOPs about the law's optimum."""
+    n, d = (v.ravel() for v in np.meshgrid(np.geomspace(2e7, 1e9, sizes), np.geomspace(2e8, 3e10, lengths)))
+    return Candidates(n, d, 6 * n * d)
+
+
+def known(candidates, indices, noise=0.003, seed=0):
+    indices = list(indices)
+    n, d = candidates.n[indices], candidates.d[indices]
+    return Runs(n, d, laws.simulate(LAW, n, d, noise, seed))
+
+
+def test_the_square_root_gives_the_variance_of_a_linear_problem():
+    rng = np.random.default_rng(0)
+    state = object.__new__(State)
+    state.size, state.noise, state.loss_columns, state.n_columns = 4, np.array([0.5, 1.0, 2.0, 0.1]), [0, 1], []
+    state.root = rng.standard_normal((7, 6))
+    covariance = state.root.T @ state.root
+    gains = state.gains()
+    for j in range(4):
+        after = state.copy()
+        after.observe(j)
+        column = covariance[:, j]
+        expected = covariance - np.outer(column, column) / (covariance[j, j] + state.noise[j])
+        assert np.allclose(after.root.T @ after.root, expected)
+        assert gains[j] == pytest.approx(state.variance - after.variance)
+
+
+def test_first_round_is_cheap_and_spread():
+    candidates, budget = grid(), 1e20
+    choice = choose(Runs.none(), candidates, TARGET, 8, budget)
+    picked = [decision.index for decision in choice.decisions]
+    assert design.FIRST_RUNS <= len(picked) <= 8
+    assert sum(decision.cost for decision in choice.decisions) <= 2 * design.FIRST_SHARE * budget
+    assert len(set(candidates.n[picked])) >= 3 and len(set(candidates.d[picked])) >= 3
+    again = choose(Runs.none(), candidates, TARGET, 8, budget)
+    assert [decision.index for decision in again.decisions] == picked
+
+
+def test_chosen_runs_tell_more_than_others_of_the_same_cost():
+    candidates = grid()
+    runs = known(candidates, [0, 3, 9, 18, 25])
+    choice = choose(runs, candidates, TARGET, 40, 1e20)
+    spent = sum(decision.cost for decision in choice.decisions)
+    assert spent <= 1e20
+    assert choice.planned.sd_loss < 0.5 * choice.before.sd_loss
+    state = State(Knowledge(runs, candidates), candidates, TARGET, Runs.none(), 1e20)
+    planned = design._after(state, choice.plan).variance
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        order, taken, left = rng.permutation(len(candidates)), [], spent
+        for j in order:
+            if candidates.cost[j] <= left:
+                taken.append(j)
+                left -= candidates.cost[j]
+        assert design._after(state, taken).variance > planned
+
+
+def test_budget_and_share_are_kept_and_the_end_says_why():
+    candidates = grid()
+    runs = known(candidates, [0, 3, 9, 18, 25])
+    choice = choose(runs, candidates, TARGET, 10, 3e18, max_share=0.5)
+    assert choice.decisions and max(decision.cost for decision in choice.decisions) <= 1.5e18
+    assert np.isnan(choice.scores[candidates.cost > 1.5e18]).all()
+    nothing = choose(runs, candidates, TARGET, 1, 1e10)
+    assert not nothing.decisions and "1e+10 are left, the cheapest costs 2.4e+16" in nothing.note
+
+
+def test_a_pending_run_is_not_chosen_for_what_it_will_tell():
+    candidates = grid()
+    runs = known(candidates, [0, 3, 9, 18, 25])
+    first = choose(runs, candidates, TARGET, 1, 3e19).decisions[0]
+    j = first.index
+    pending = Runs(candidates.n[[j]], candidates.d[[j]], np.array([np.nan]))
+    choice = choose(runs, candidates, TARGET, 1, 3e19, pending)
+    alone = choose(runs, candidates, TARGET, 1, 3e19)
+    assert choice.before.sd_loss < alone.before.sd_loss
+    assert choice.scores[j] < 0.5 * alone.scores[j]
+
+
+def test_marginal_costs_are_what_is_paid():
+    candidates = grid(4, 4)
+
+    def marginal(taken):
+        """Once one is taken, the others cost a tenth."""
+        return candidates.cost * 0.1 if taken else candidates.cost
+
+    runs = known(candidates, [0, 1, 4, 5, 6])
+    shared = Candidates(candidates.n, candidates.d, candidates.cost, marginal=marginal)
+    choice = choose(runs, shared, TARGET, 16, 2e18)
+    apart = choose(runs, candidates, TARGET, 16, 2e18)
+    assert sum(decision.cost for decision in choice.decisions) <= 2e18
+    assert any(decision.cost < 0.2 * candidates.cost[decision.index] for decision in choice.decisions)
+    assert choice.planned.sd_loss < apart.planned.sd_loss
+
+
+def test_replicates_where_no_other_run_can_be_had():
+    n, d = np.array([5e7, 5e7, 5e7]), np.array([1e9, 1e9, 1e9])
+    candidates = Candidates(n, d, 6 * n * d, replicate=np.array([2, 0, 1]))
+    runs = known(grid(), [0, 3, 9, 18, 25])
+    choice = choose(runs, candidates, TARGET, 3, 1e21)
+    assert [decision.replicate for decision in choice.decisions] == [0, 1, 2][: len(choice.decisions)]
+    assert choice.decisions
+
+
+def test_rows_as_target():
+    candidates = grid()
+    runs = known(candidates, [0, 3, 9, 18, 25])
+    target = Target(n=np.array([5e9]), d=np.array([4e10]))
+    choice = choose(runs, candidates, target, 3, 3e19)
+    assert choice.decisions and choice.before.sd_n is None
+    assert choice.after.sd_loss < choice.before.sd_loss
+
+
+def test_widths_narrow_with_money():
+    candidates = grid()
+    spends = [1e17, 1e18, 1e19, 1e20]
+    rows = expected_widths(Runs.none(), candidates, TARGET, spends)
+    widths = [width.pi95_loss for _, width in rows]
+    assert sorted(widths, reverse=True) == widths
+    for field in ("pi95_loss", "pi95_n"):
+        lattice = [getattr(width, field) for _, width in expected_grid_widths(LAW, TARGET, spends)]
+        assert sorted(lattice, reverse=True) == lattice
+
+
+@pytest.mark.parametrize(
+    "candidates, what",
+    [
+        (Candidates(np.zeros(0), np.zeros(0), np.zeros(0)), "no candidates"),
+        (Candidates(np.array([1e7, np.nan]), np.array([1e9, 1e9]), np.array([1e17, 1e17])), "candidate 1: n = nan"),
+        (Candidates(np.array([1e7]), np.array([1e9]), np.array([0.0])), "cost = 0 must be positive"),
+    ],
+)
+def test_refuses(candidates, what):
+    with pytest.raises(UserError, match=what):
+        choose(Runs.none(), candidates, TARGET, 1, 1e20)
+
+
+def test_a_target_is_one_thing():
+    with pytest.raises(UserError, match="either FLOPs or rows"):
+        Target(flops=1e21, n=np.array([1e9]), d=np.array([1e10]))
