@@ -28,7 +28,7 @@ from isoflop.fit.compare import compare_families
 from isoflop.fit.coupled import DRAWS, fit_coupled
 from isoflop.fit.envelope import fit_envelope
 from isoflop.fit.huber import DELTA, RESAMPLES
-from isoflop.fit.isoflop import BUDGET_TOL, fit_isoflop, parabola_bias
+from isoflop.fit.isoflop import BUDGET_TOL, expected_bias, fit_isoflop
 from isoflop.fit.logs import scores
 from isoflop.fit.outliers import find_outliers, loss_weights
 from isoflop.fit.parametric import fit_parametric
@@ -232,7 +232,10 @@ def analyse(table: Table, options: Options, targets: Table | None = None) -> Ana
     questions = (budgets, options.predict_params, options.target_loss, targets)
     variants = isoflop_variants(fits.isoflop)
     predictions, below_floor = predict(predictors, *questions, skill, fits.cost, variants)
-    best, unanswered = forecast(fits.isoflop, fits.coupled, budgets, fits.cost, skill.c_max)
+    bias = None
+    if fits.coupled.law is not None:
+        bias = expected_bias(fits.isoflop, fits.coupled.law, table.n, table.d, table.c, fits.cost, ())
+    best, unanswered = forecast(fits.isoflop, fits.coupled, budgets, fits.cost, skill.c_max, bias)
     if targets is not None:
         single = forecast_runs(fits.isoflop, fits.coupled, targets, fits.cost, skill.c_max)
         predictions["runs"] = single + predictions["runs"]
@@ -279,7 +282,7 @@ def fit_methods(table: Table, options: Options) -> Fits:
     if parametric.law is not None:
         missed = missed_budget(parametric.law, isoflop.budgets)
         if isoflop.a is not None:
-            bias = parabola_bias(isoflop, parametric.law, n, d, c, cost)
+            bias = expected_bias(isoflop, parametric.law, n, d, c, cost)
     method, compute_law, compute_law_without_e = fit_compute_law(isoflop, envelope)
     on_line = [refusal for refusal in parametric.refusals if refusal.code in LINES]
     if on_line and compute_law.k is None and compute_law_without_e.k is None:

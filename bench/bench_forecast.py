@@ -5,7 +5,8 @@ How well each law forecasts: fitted to the cheaper runs of public sweeps, held a
 
 1. Sweeps on isoFLOP grids: fitted up to a budget, the best run of every higher budget predicted. Mean absolute error of
    ln L, in percent, by how much more compute the predicted run had.
-2. Sweeps on no grid and this project's own study: the runs below a compute, the runs at the top.
+2. Sweeps on no grid and this project's own study: the runs below a compute, the runs at the top; and every run above a
+   compute by fit.py's forecast of single runs, with the intervals that held.
 3. Simulated sweeps under Hoffmann's law: what the coupled law loses where Hoffmann's is exactly true.
 
 Every family of sweeps is forecast with the prior that the other families give (learn_prior).
@@ -31,6 +32,7 @@ from isoflop.fit.coupled import PUBLIC, Prior, fit_coupled  # noqa: E402
 from isoflop.fit.isoflop import fit_isoflop, group_budgets  # noqa: E402
 from isoflop.fit.parametric import fit_parametric  # noqa: E402
 from isoflop.fit.power_law import fit_power_law  # noqa: E402
+from isoflop.fit.surface import forecast_runs  # noqa: E402
 
 RATIOS = (2, 4, 10, 20)
 GRIDS = (  # name, family, file
@@ -203,6 +205,46 @@ def other_tables(tables, priors, study):
     print(text_table(["sweep", "fitted", "predicted", *LAWS], rows))
 
 
+def forecast_row(fit_table, top_table, prior, resamples=1000):
+    """Error, R2, runs inside pi95 and inside ci95, and median half-width of pi95 of fit.py's forecast, as numbers."""
+    n, d, c, loss = fit_table.n, fit_table.d, fit_table.c, fit_table.loss
+    isoflop = fit_isoflop(n, d, c, loss, resamples=resamples)
+    coupled = fit_coupled(n, d, loss, c, prior=prior, resamples=resamples)
+    rows = forecast_runs(isoflop, coupled, top_table, laws.cost_of(n, d, c), float(c.max()))
+    predicted = np.array([row["loss"]["point"] for row in rows])
+    ends = np.log([row["loss"]["pi95"] for row in rows])
+    spread = ((top_table.loss - top_table.loss.mean()) ** 2).sum() or np.nan
+    return {
+        "runs": len(rows),
+        "error": float(np.abs(np.log(top_table.loss / predicted)).mean()),
+        "r2": 1 - float(((top_table.loss - predicted) ** 2).sum() / spread),
+        "in_pi95": sum(row["in_pi95"] for row in rows),
+        "in_ci95": sum(row["in_ci95"] for row in rows),
+        "half": float(np.median(ends[:, 1] - ends[:, 0]) / 2),
+    }
+
+
+def forecast_table(tables, priors, study):
+    """The forecast of every run above C_max / ratio from those below."""
+    cases = []
+    for name, family, table in tables:
+        for ratio in (1.7, 4, 10):
+            low = table.c < table.c.max() / ratio
+            if low.sum() >= 12:
+                cases.append((f"{name}, top {ratio:g}x", table.select(low), table.select(~low), priors[family]))
+    fitted, held = study
+    cases.append(("our study, 3x and 10x", fitted, held, priors["cpu"]))
+    rows = []
+    for label, below, above, prior in cases:
+        found = forecast_row(below, above, prior)
+        r2 = f"{found['r2']:.3f}" if found["runs"] > 2 else "-"
+        row = [label, len(below.n), found["runs"], f"{100 * found['error']:.2f}", r2]
+        rows.append(row + [found["in_pi95"], f"{100 * found['half']:.2f}", found["in_ci95"]])
+    print("\nEvery run above that compute by the forecast: mean absolute error of ln L in %, runs inside pi95")
+    head = ["sweep", "fitted", "predicted", "error", "R2", "in pi95", "half-width, %", "in ci95"]
+    print(text_table(head, rows))
+
+
 # ----- simulations -----
 
 
@@ -253,7 +295,9 @@ def main():
     print("sd", np.round(learn_prior(learned_from).sd, 3))
     grids = [(name, *sets[name]) for name, _, _ in GRIDS]
     grid_tables(on_grids(grids, priors), [name for name, _, _ in GRIDS if name != "cs336 (no noise)"])
-    other_tables([(name, *sets[name]) for name, _, _ in OTHERS], priors, (study, held))
+    others = [(name, *sets[name]) for name, _, _ in OTHERS]
+    other_tables(others, priors, (study, held))
+    forecast_table(others, priors, (study, held))
     if args.simulations:
         simulated(args.simulations)
 

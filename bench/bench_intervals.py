@@ -1,11 +1,14 @@
 """
 The forecast of fit/forecast.py against every budget held out of public isoFLOP sweeps: errors, coverage, scores.
 
-    python bench/bench_intervals.py [--reference ../shared/reference] [--least 4]
+    python bench/bench_intervals.py [--reference ../shared/reference] [--least 4] [--draws 100]
 
 For every sweep and every number of its smallest budgets from --least on: fit those, forecast all larger ones (and runs
 of 1e21 FLOPs where there are some), up to 30 times the largest compute fitted. The loss is held against the best run of
 a budget, N_opt against the minimum of its curve when all of the sweep is fitted.
+
+Then simulated sweeps (--draws of each kind) about laws that hold exactly: how often ci95 holds the truth at 10 C_max,
+and the error of the forecast against that of the line E + k C^-g through local parabolas (the default of c635e57).
 """
 
 import argparse
@@ -21,9 +24,11 @@ sys.path.insert(0, str(ROOT / "bench"))
 import numpy as np  # noqa: E402
 from bench_minima import KEMPNER, public_sweeps  # noqa: E402
 
+from isoflop import laws  # noqa: E402
 from isoflop.display import text_table  # noqa: E402
+from isoflop.fit.coupled import fit_coupled  # noqa: E402
 from isoflop.fit.forecast import HEAD_START, LossLine, forecast_isoflop, line_forecast, noise_of  # noqa: E402
-from isoflop.fit.isoflop import fit_isoflop  # noqa: E402
+from isoflop.fit.isoflop import expected_bias, fit_isoflop  # noqa: E402
 from isoflop.fit.power_law import fit_power_law  # noqa: E402
 from isoflop.fit.table import read  # noqa: E402
 
@@ -32,6 +37,16 @@ DISTANCES = ((1, 3), (3, 6), (6, 13.5), (13.5, 30))
 BEFORE = 0.0126  # half-width of pi95 over ln(C / C_max) + .5 that the issue proposed for the line
 AHEAD, OWN_PRIOR = 4, 4.0
 MISS = 0.05  # of pi95: how often it may miss
+TRUE_LAWS = {
+    "hoffmann": laws.PUBLISHED["hoffmann"],
+    "besiroglu": laws.PUBLISHED["besiroglu"],
+    "alpha .45, beta .25": laws.Law(1.8, 2400.0, 250.0, 0.45, 0.25),
+    "alpha .25, beta .45": laws.Law(1.8, 80.0, 14000.0, 0.25, 0.45),
+    "coupled, p = 2": laws.Law(1.7, 400.0, 900.0, 0.3, 0.3, p=2.0),
+}
+TRUE_GRIDS = {"centred": 1.0, "1.8x too large": 1.8}  # sizes over those about the optimum
+TRUE_NOISES = (0.001, 0.002, 0.005)
+AHEAD_OF_GRID = 10.0  # where the truth is held against the forecast, in C_max
 
 
 def beyond_grid(reference):
@@ -205,15 +220,83 @@ def all_hold_outs(reference, least=4):
     return rows
 
 
+# ----- sweeps about a law that holds exactly -----
+
+
+def under_a_law(law, shift, noise, seed, resamples=400):
+    """One sweep of 5 budgets x 7 sizes: what ci95 holds, errors of ln L at AHEAD_OF_GRID; None without intervals."""
+    n, _, c = laws.isoflop_grid(law, np.geomspace(1e18, 1e20, 5), 7)
+    n = shift * n
+    d = c / 6 / n
+    loss = laws.simulate(law, n, d, noise, seed)
+    fit = fit_isoflop(n, d, c, loss, resamples=resamples, seed=seed)
+    if "a" not in fit.draws:
+        return None
+    surface = fit_coupled(n, d, loss, c, resamples=0).law
+    at = AHEAD_OF_GRID * c.max()
+    bias = expected_bias(fit, surface, n, d, c, others=())
+    (row,), _ = forecast_isoflop(fit, [at], c.max(), bias)
+    least, best, (a, _) = law.frontier_loss(at), law.optimum(at)[0], law.exponents()
+    a_low, a_high = np.percentile(fit.draws["a"], (2.5, 97.5))
+    low, high = row.loss.ci95
+    before = [v for v in fit_isoflop(n, d, c, loss, how="local", resamples=0).budgets if v.status == "ok"]
+    power = fit_power_law([v.flops for v in before], [v.loss for v in before])
+    return {
+        "loss": low <= least <= high,
+        "N*": row.n_opt.ci95[0] <= best <= row.n_opt.ci95[1],
+        "a": a_low <= a <= a_high,
+        "half": 0.5 * np.log(high / low),
+        "error": np.log(row.loss.point / least),
+        "line": np.nan if power.g is None else np.log(power(at) / least),
+        "surface": np.log(surface.frontier_loss(at) / least),
+    }
+
+
+def true_law_rows(draws, noises=TRUE_NOISES, grids=tuple(TRUE_GRIDS)):
+    """One dict per sweep: law, grid, noise, and under_a_law()."""
+    rows = []
+    for name, law in TRUE_LAWS.items():
+        for grid in grids:
+            for noise in noises:
+                for seed in range(draws):
+                    found = under_a_law(law, TRUE_GRIDS[grid], noise, seed)
+                    if found is not None:
+                        rows.append({"law": name, "grid": grid, "noise": noise, **found})
+    return rows
+
+
+def true_law_table(rows):
+    out, kinds = [], dict.fromkeys((row["law"], row["grid"], row["noise"]) for row in rows)
+    for kind in [*kinds, "all"]:
+        some = [row for row in rows if kind in ((row["law"], row["grid"], row["noise"]), "all")]
+        label = ["all", "", ""] if kind == "all" else [*kind[:2], f"{kind[2]:.1%}"]
+        line = [*label, len(some), *(f"{np.mean(column(some, k)):.0%}" for k in ("loss", "N*", "a"))]
+        error, before = np.abs(column(some, "error")), np.abs(column(some, "line"))
+        line += [f"{np.median(column(some, 'half')):.2%}", f"{100 * np.mean(column(some, 'error')):+.2f}%"]
+        both = np.isfinite(before)
+        line += [f"{np.mean(error):.2%}", f"{np.mean(np.abs(column(some, 'surface'))):.2%}"]
+        line += [f"{np.mean(before[both]):.2%}", f"{100 * np.mean(error[both] - before[both]):+.2f}"]
+        line.append(f"{100 * np.quantile(error[both] - before[both], 0.95):+.2f}")
+        out.append(line)
+    head = ["law, exactly true", "sizes", "noise", "n", "loss in ci95", "N*", "a", "half-width", "bias", "mean error"]
+    head += ["surface", "E + kC^-g", "points lost", "by 1 in 20"]
+    return text_table(head, out)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference", type=Path, default=ROOT.parent / "shared" / "reference")
     parser.add_argument("--least", type=int, default=4, help="minima that a fit needs")
+    parser.add_argument("--draws", type=int, default=100, help="simulated sweeps of each kind; 0 for none")
     args = parser.parse_args()
     if not args.reference.is_dir():
         sys.exit(f"bench_intervals.py: error: --reference {args.reference}: no such folder; name the reference data's")
     rows = all_hold_outs(args.reference, args.least)
     print(f"{error_table(rows)}\n\n{coverage_table(rows)}\n\n{left_out_table(rows)}")
+    if args.draws:
+        print(
+            f"\nSimulated, 5 budgets x 7 sizes, at {AHEAD_OF_GRID:g} C_max\n{true_law_table(true_law_rows(args.draws))}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
 """isoflop/fit/surface.py: one forecast per compute and per run, from the minima or from the coupled law."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from bench.bench_forecast import forecast_row
 from isoflop.fit.coupled import fit_coupled
 from isoflop.fit.isoflop import fit_isoflop
 from isoflop.fit.surface import forecast, forecast_runs
-from isoflop.fit.table import Table
+from isoflop.fit.table import Table, read
 from isoflop.laws import SIX_ND, Law, isoflop_grid, simulate
 
+FARSEER = Path(__file__).parents[2] / "shared" / "reference" / "more" / "farseer.csv"
 TRUTH = Law(1.7, 400.0, 1200.0, 0.34, 0.36)
 
 
@@ -70,3 +74,14 @@ def test_runs_off_the_optimum_are_held(grid):
     rows = forecast_runs(*grid[:2], runs(n, d, TRUTH.loss(n, d)), SIX_ND, grid[2])
     assert all(row["in_pi95"] for row in rows)
     assert max(abs(row["error_nats"]) for row in rows) < 0.03
+
+
+@pytest.mark.skipif(not FARSEER.is_file(), reason="../shared/reference is not here")
+@pytest.mark.slow
+@pytest.mark.parametrize(("ratio", "error", "r2"), [(1.7, 0.0015, 0.99), (10, 0.005, 0.97)])
+def test_farseers_dearest_runs_are_forecast(ratio, error, r2):
+    table = read([str(FARSEER)])
+    low = table.c < table.c.max() / ratio
+    found = forecast_row(table.select(low), table.select(~low), True)
+    assert found["error"] < error and found["r2"] > r2 and found["half"] < 0.015
+    assert found["runs"] > 15 and found["in_pi95"] >= 0.9 * found["runs"]

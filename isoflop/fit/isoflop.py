@@ -377,7 +377,7 @@ def _plain_lines(curves, ln_n, ln_d, ok):
     return out | {"n_opt": n_opt}
 
 
-def expected_bias(fit, law, n, d, c, cost=SIX_ND):
+def expected_bias(fit, law, n, d, c, cost=SIX_ND, others=("local", "parabola")):
     """
     What the isoFLOP fits would answer on these very runs if `law` were exact and there were no noise.
 
@@ -388,7 +388,7 @@ def expected_bias(fit, law, n, d, c, cost=SIX_ND):
     Returns
     -------
     dict, or None with fewer than two budgets
-        surface_a, the law's own; for the fit's method, "local" and "parabola": {method}_a, {method}_bias_a,
+        surface_a, the law's own; for the fit's method and the `others`: {method}_a, {method}_bias_a,
         {method}_n_ratio, the factor on N_opt at the largest budget; and budgets: [{flops, n_ratio}], the factor on each
         budget's own minimum by the fit's method.
     """
@@ -401,7 +401,7 @@ def expected_bias(fit, law, n, d, c, cost=SIX_ND):
     exact = np.log(law.optimum(np.exp(ln_c), cost)[0])
     truth, _ = law.exponents(cost)
     out = {"surface_a": float(truth), "budgets": []}
-    for method in dict.fromkeys((known[0].method, "local", "parabola")):
+    for method in dict.fromkeys((known[0].method, *others)):
         if method == "pooled":
             minima = _pooled_minima_of(fit, clean, n, d, c)
         else:
@@ -416,9 +416,6 @@ def expected_bias(fit, law, n, d, c, cost=SIX_ND):
                 ratio = float(np.exp(minima.ln_n[0, g] - exact[g]))
                 out["budgets"].append({"flops": known[g].flops, "n_ratio": ratio})
     return out
-
-
-parabola_bias = expected_bias  # the name before there were methods beside the parabolas
 
 
 def _pooled_minima_of(fit, clean, n, d, c):

@@ -273,6 +273,7 @@ class PooledFit:
     members: dict  # name -> Smoother
     shares: dict  # name -> weight of its minimum in the mean
     sd: float  # of ln loss of one run, from the residuals near the minima
+    freedom: float  # degrees of freedom of sd
     data: _Padded
     sizes: tuple  # of each budget, the sizes used, as indices; outliers are not among them
     outliers: tuple = ()  # (budget, size), as indices
@@ -290,13 +291,14 @@ class PooledFit:
         """
         Minima (B, G) of the runs with noise of CHOICE * sd added once more to each: their spread is that of the minima.
 
-        A draw weighs the members at random (a flat Dirichlet about their shares), so that their spread is in it.
+        A draw weighs the members at random (a flat Dirichlet about their shares), so that their spread is in it, and
+        has an sd of its own (of few runs it is not well known: Student's t, not a normal).
         """
-        found = []
+        found, sd = [], CHOICE * self.sd * np.sqrt(self.freedom / rng.chisquare(self.freedom, (draws, 1)))
         for g, y in enumerate(self.data.y):
             runs = self.data.runs[g]
-            scale = np.where(runs > 0, CHOICE * self.sd / np.sqrt(np.maximum(runs, 1.0)), 0.0)
-            found.append(self._of(g, y + scale * rng.standard_normal((draws, len(y))), rng))
+            scale = np.where(runs > 0, 1 / np.sqrt(np.maximum(runs, 1.0)), 0.0)
+            found.append(self._of(g, y + sd * scale * rng.standard_normal((draws, len(y))), rng))
         return Minima(*(np.stack([getattr(m, k) for m in found], 1) for k in ("ln_n", "loss", "status")))
 
     def _of(self, g, y, rng=None):
@@ -361,7 +363,8 @@ def _fit(curves, sizes):
     precision = {name: 1 / max(member.error, 1e-9) for name, member in members.items()}
     total = sum(precision.values())
     shares = {name: v / total for name, v in precision.items()}
-    return PooledFit(members, shares, _noise(data, members, shares), data, tuple(sizes))
+    sd, freedom = _noise(data, members, shares)
+    return PooledFit(members, shares, sd, freedom, data, tuple(sizes))
 
 
 def _outliers(fit):
@@ -379,12 +382,13 @@ def _outliers(fit):
 
 
 def _noise(data, members, shares):
-    """Standard deviation of ln loss of one run: residuals of the mean fit near the minima over what it leaves."""
+    """Sd of ln loss of one run, from residuals of the mean fit near the minima over what it leaves; their freedom."""
     smooth = sum(shares[name] * member.at_runs for name, member in members.items())
     residual = data.y - (smooth @ data.y[..., None])[..., 0]
     per_run = 1 / np.maximum(data.runs, 1.0)
     left = ((np.eye(data.x.shape[1]) - smooth) ** 2 @ per_run[..., None])[..., 0]
-    return float(np.sqrt((residual**2)[data.near].sum() / left[data.near].sum()))
+    freedom = float((left / per_run)[data.near].sum())
+    return float(np.sqrt((residual**2)[data.near].sum() / left[data.near].sum())), max(freedom, 1.0)
 
 
 # ----- one budget at a time: the classical rules -----

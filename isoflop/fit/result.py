@@ -47,7 +47,7 @@ class Fits:
     outliers: Outliers  # of the parametric fit
     missed_budget: str  # how the parametric fit misses the largest budget, "" where it does not
     isoflop: IsoflopFit
-    expected_bias: dict | None  # of the isoFLOP fit, from parabola_bias()
+    expected_bias: dict | None  # of the isoFLOP fit, from isoflop.expected_bias()
     envelope: EnvelopeFit
     least_losses_of: str  # isoflop | envelope | runs (of a ladder): what the compute law is fitted to
     compute_law: PowerLaw  # L = E + k C^-g

@@ -27,7 +27,7 @@ from isoflop.fit.predict import run_row
 METHOD = "forecast"  # name of single runs' rows in predictions.runs
 
 
-def forecast(isoflop, coupled, at, cost, c_max):
+def forecast(isoflop, coupled, at, cost, c_max, bias=None):
     """
     One Forecast per compute: (tuple of Forecast, tuple of Refusal).
 
@@ -41,8 +41,10 @@ def forecast(isoflop, coupled, at, cost, c_max):
         What a run of N and D costs.
     c_max : float
         Largest compute of any run, from where distance counts.
+    bias : dict, optional
+        Of the minima, by isoflop.expected_bias() and the coupled law: ci95 of N and D holds it.
     """
-    rows, refusals = forecast_isoflop(isoflop, at, c_max)
+    rows, refusals = forecast_isoflop(isoflop, at, c_max, bias)
     if rows:
         return rows, ()
     if coupled.law is None:
@@ -106,7 +108,8 @@ def forecast_runs(isoflop, coupled, targets, cost, c_max):
     Notes
     -----
     ln L(N, D) = ln law(N, D) + ln line(C) - ln law's least loss at C. The half-width of pi95 is the hypotenuse of the
-    forecast's at C and of 1.96 standard deviations of the law's ln(L(N, D) / least loss at C) over its draws.
+    forecast's at C (of the best run of a budget, with one sd of noise), of 1.96 standard deviations of the law's
+    ln(L(N, D) / least loss at C) over its draws, and of the noise that brings the sds of this one run to 1.96.
     """
     if coupled.law is None:
         return []
@@ -136,5 +139,7 @@ def _run_loss(coupled, n, d, c, cost, shift, best):
         ends[key] = None
         if known is not None:
             half = np.hypot(np.log(known[1] / known[0]) / 2, Z95 * off_sd)
+            if key == "pi95":
+                half = np.hypot(half, np.sqrt(Z95**2 - 1) * coupled.sigma)
             ends[key] = (float(point * np.exp(-half)), float(point * np.exp(half)))
     return {"point": point, **ends}
