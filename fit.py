@@ -44,7 +44,7 @@ from isoflop.fit.units import far_targets
 MIN_RESAMPLES = 100  # the ends of a 95% interval of fewer are noise
 ENVELOPE_RESAMPLES = 1000  # at most
 MOST_COUPLED = 5_000  # rows that the coupled law is fitted to
-MOST_COMPARED = 1_000  # rows that families of laws are compared on
+COMPARED = 10, 1_000  # rows that families of laws are compared on, at least and at most
 COMPARED_SPLITS = 3  # back-tests of each
 LINES = ("constant_ratio", "collinear", "one_size", "one_token_count")  # refusals of runs on one line in ln N and ln D
 MOST = 1e60  # largest number that can be asked for
@@ -308,9 +308,10 @@ def fit_methods(table: Table, options: Options) -> Fits:
 
 def compare(table, coupled, options):
     """The family of laws that answers, its rival, and its own nested cases (E = 0, alpha = beta), by evidence."""
-    if coupled.law is None:
+    least, most = COMPARED
+    if coupled.law is None or len(table.n) < least:
         return ()
-    some = slice(None, None, -(-len(table.n) // MOST_COMPARED))
+    some = slice(None, None, -(-len(table.n) // most))
     names = ("coupled", "hoffmann", f"{coupled.family}, E = 0", f"{coupled.family}, alpha = beta")
     runs = (table.n[some], table.d[some], table.loss[some], table.c[some])
     return compare_families(*runs, options.prior, names, names[:2], COMPARED_SPLITS)

@@ -11,7 +11,7 @@ from helpers import simulated_table
 import fit
 from isoflop import display, laws
 from isoflop.fit import axes, report
-from isoflop.fit.findings import answers, exponents, family_evidence, few, one_variable_laws, size
+from isoflop.fit.findings import answers, exponents, family_evidence, few, law_letters, one_variable_laws, size
 from isoflop.fit.result import bands, to_arrays, to_json
 
 LAW = laws.Law(1.7, 400.0, 1500.0, 0.34, 0.36)
@@ -150,6 +150,40 @@ def test_page_has_the_numbers_of_the_result(good, drawn):
     assert "no_curves" in text and "Chinchilla" in text and "Back-tests" in text
 
 
+def test_the_page_opens_with_one_answer_and_is_no_wider_than_a_screen(good):
+    result, arrays = good
+    text = report.page(result, arrays, missing=[("isoflop.png", "a reason of many words " * 9)])
+    best = result["forecast"][-1]
+    start = " ".join(text.split("|")[0].split())
+    n, loss = best["n_opt"], best["loss"]
+    assert "With 1e22 FLOPs, 100 times the largest run here, the best model has" in start
+    assert f"has {display.estimate(n['point'], n['pi95'], size)} parameters" in start
+    assert f"a loss of {display.estimate(loss['point'], loss['pi95'], display.fixed)} nats per token." in start
+    wide = [line for line in text.splitlines() if len(line) > 100 and not line.startswith("|")]
+    assert wide == [] and text.count("| budget | runs |") == 1
+    titles = re.findall(r"(?m)^## (.*)$", text)
+    assert titles[:3] == ["Forecast", "How far to trust it", "Other methods"] and len(set(titles)) == len(titles)
+
+
+def test_both_laws_stand_side_by_side_and_what_the_prior_says_is_marked(good, refused):
+    header, rows = law_letters(good[0])
+    assert header == ["", "coupled law", "ci95", "parametric fit", "ci95"]
+    assert rows[0][1::2] == [display.sig(good[0][name]["E"]["point"]) for name in ("coupled", "parametric")]
+    assert rows[-1][0] == "p" and rows[-1][3] == "1"
+    header, rows = law_letters(refused[0])
+    assert header == ["", "coupled law", "ci95"]
+    coupled = refused[0]["coupled"]
+    marked = [row[0] for row in rows if row[2].endswith(" prior")]
+    assert marked and marked == [name for name in "E A B alpha beta p".split() if coupled.get(name, {}).get("prior")]
+
+
+def test_warnings_on_the_input_are_shown(good):
+    result = copy.deepcopy(good[0])
+    result["input"]["warnings"] = [{"code": "units", "message": "D is 3 tokens in the median"}]
+    assert "warning: input [units] D is 3 tokens" in report.summary(result)
+    assert "- warning, input `units`: D is 3 tokens" in report.page(result, good[1])
+
+
 def test_extrapolation_is_called_a_belief_beyond_the_back_tests(good):
     result, arrays = good
     text = " ".join(report.page(result, arrays).split())
@@ -205,6 +239,7 @@ def test_summary_fits_the_terminal(good):
     each = display.sig(100 * np.median(doublings), 2)
     assert f"by {each}% per doubling of compute (median)" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= report.WIDTH and not spurious(text)
+    assert text.startswith("forecast at C")
     row = result["predictions"]["flops"][0]
     assert size(row["n_opt"]["point"]) in text and display.interval(row["d_opt"]["pi95"], size) in text
     assert "parametric" in text and "isoFLOP" in text and "no_curves" in text

@@ -5,7 +5,7 @@ A refused quantity is in none of them. Estimates and ends of intervals have 4 si
 """
 
 from isoflop.display import estimate, fixed, flops, interval, si, sig
-from isoflop.fit.result import METHODS, point, points, rows_of, section
+from isoflop.fit.result import METHODS, budgets_of, point, points, rows_of, section
 from isoflop.laws import Cost, Law
 
 NAMES = METHODS | {"isoflop:parabola": "isoFLOP, all sizes", "isoflop:lowest_runs": "isoFLOP, lowest runs"}
@@ -61,6 +61,41 @@ def forecast_source(result):
     return text
 
 
+def budget_minima(result):
+    """(header, rows): the minimum of each budget, or why it has none."""
+    rows = []
+    for budget in budgets_of(result):
+        n, d = budget["n_opt"], budget["d_opt"]
+        row = [flops(budget["flops"], 3), budget["n_runs"]]
+        if n is None:
+            row += ["-", "-", "-", "-", f"left out: {budget['status']}"]
+        else:
+            ends = interval((budget.get("ci95") or {}).get("n_opt"), size)
+            row += [size(n), size(d), sig(d / n, 3), fixed(budget["loss"]), ends or "no interval"]
+        rows.append(row)
+    return ["budget", "runs", "N*", "D*", "D/N", "loss", "ci95 of N*"], rows
+
+
+def law_letters(result):
+    """(header, rows): the letters of the coupled law and of the parametric fit with ci95, side by side."""
+    laws = {"coupled": "coupled law", "parametric": "parametric fit"}
+    laws = {method: name for method, name in laws.items() if point(section(result, method).get("E")) is not None}
+    header, rows = [""], []
+    for name in laws.values():
+        header += [name, "ci95"]
+    for letter in LETTERS:
+        row = [letter]
+        for method in laws:
+            quantity = section(result, method).get(letter)
+            if quantity is None:  # p of the parametric fit
+                row += ["1", ""]
+            else:
+                ends = interval(quantity.get("ci95"))
+                row += [sig(point(quantity)), f"{ends} prior" if quantity.get("prior") else ends]
+        rows.append(row)
+    return header, rows if laws else []
+
+
 def family_evidence(result):
     """(header, rows): the families of laws that were tried, the best first; and a sentence on them. Empty without."""
     rows = result.get("families") or []
@@ -94,8 +129,9 @@ def _said_of_families(rows, answering):
     text = f"the {answering} law answers: {rival} is {abs(gap):.1f} nats of evidence "
     text += "behind" if gap >= 0 else "ahead"
     if ours["backtest_rms_ln"] is not None and theirs["backtest_rms_ln"] is not None:
+        tests = "1 back-test" if ours["n_backtests"] == 1 else f"{ours['n_backtests']} back-tests 1 to 4 budgets ahead"
         text += (
-            f", and {ours['n_backtests']} back-tests 1 to 4 budgets ahead miss the loss by "
+            f"; {tests} missed the loss by "
             f"{sig(100 * ours['backtest_rms_ln'], 2)}% with {answering}, {sig(100 * theirs['backtest_rms_ln'], 2)}% "
             f"with {rival} (rms)"
         )

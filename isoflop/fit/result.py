@@ -375,8 +375,8 @@ def convention(result):
 
 
 def why_not(result, method):
-    """The reason that a method has no answer."""
+    """The reason that a method has no answer; the refusals have it at length."""
     for refusal in result.get("refusals") or []:
         if refusal["method"] == method:
-            return f"{method} was refused [{refusal['code']}]: {refusal['message']}"
+            return f"{method} was refused: {refusal['code']}"
     return f"there is no {method} fit"
