@@ -37,7 +37,20 @@ from isoflop.distributed import DistributedEnv, launch, stop_signals
 from isoflop.files import folder_lock
 from isoflop.fit import report
 from isoflop.options import UserError, check, option
-from isoflop.sweep import ablation, api, dry_run, executors, folder, grid, power, summary, workers
+from isoflop.sweep import (
+    ablation,
+    api,
+    collect,
+    dry_run,
+    executors,
+    folder,
+    grid,
+    jobs,
+    power,
+    slurm,
+    summary,
+    workers,
+)
 from isoflop.sweep.cells import SIZE_LADDER, Cell, ModelSize, Planner, stand_in
 from isoflop.sweep.results import ResultsFile, resume_command, seed_noise, write_with_noise
 from isoflop.sweep.simulate import Simulation
@@ -54,6 +67,9 @@ EXCLUSIVE = (  # pairs of flags that can't be given together
     ("depths", "n_embds"), ("lrs", "tune_lr"), ("simulate", "api"), ("reuse_trunk", "recentre"),
     ("reuse_trunk", "lrs"), ("reuse_trunk", "tune_lr"), ("api", "seeds"), ("api", "reuse_trunk"),
     ("ablation", "recentre"), ("ablation", "lrs"), ("ablation", "tune_lr"), ("ablation", "reuse_trunk"),
+    ("print_commands", "reuse_trunk"), ("slurm", "reuse_trunk"), ("slurm", "parallel"),
+    ("print_commands", "collect"), ("print_commands", "slurm"), ("collect", "slurm"),
+    *((way, asked) for way in ("print_commands", "collect", "slurm") for asked in ("simulate", "api")),
     ("ablation", "simulate"), ("ablation", "api"), ("ablation", "retry"), ("ablation", "law"),
 )  # fmt: skip
 
@@ -94,6 +110,14 @@ class SweepConfig:
     retry: bool = option(False, "run only cells that have no result, by these flags")
     drop_bad_rows: bool = option(False, "move damaged rows of OUT_DIR to *.bad.*, and go on")
 
+    print_commands: bool = option(False, "print a line of train.py per missing cell; stop", group="clusters")
+    collect: tuple[str, ...] | None = option(
+        None, "take the run.json files below DIR into runs.csv; stop", metavar="DIR"
+    )
+    slurm: str | None = option(None, "run cells as a job array, with these options of sbatch", metavar="OPTIONS")
+    wait: bool = option(True, "--slurm: wait for the array, and collect (--no-wait: stop)")
+    nproc_per_node: int | None = option(None, "processes of each such job, by torchrun", min=2, max=2**10)
+
     simulate: str | None = option(
         None, "law to draw from: a name, or E=1.7,A=..,B=..,..", group="losses without training"
     )
@@ -120,10 +144,17 @@ class SweepConfig:
         if self.lrs and len(set(self.lrs)) < 3:
             problems.append(f"--lrs has {len(set(self.lrs))} rates; a parabola needs 3 (one rate for all is --lr)")
         for one, other in EXCLUSIVE:
-            if getattr(self, one) and getattr(self, other):
+            if getattr(self, one) not in (None, False, ()) and getattr(self, other) not in (None, False, ()):
                 problems.append(f"--{one} and --{other} exclude each other: leave one out")
         if self.other_vocab and not self.ablation:
             problems.append("--other_vocab is for --ablation porian: leave it out")
+        if not self.wait and self.slurm is None:
+            problems.append("--no-wait is for --slurm: leave it out")
+        if self.nproc_per_node and not (self.print_commands or self.collect or self.slurm is not None):
+            problems.append(
+                f"--nproc_per_node {self.nproc_per_node} is for --print_commands, --collect and --slurm; for a sweep "
+                "here start torchrun --nproc_per_node=K sweep.py"
+            )
         if self.parallel is not None and self.parallel not in PARALLEL:
             problems.append(f"--parallel {self.parallel} must be one of cells, ddp")
         check(self, problems)
@@ -213,6 +244,7 @@ class Job:
     cells: dict[str, Cell] = field(default_factory=dict)  # every cell planned so far, by run_id
     known: int = 0  # runs to do in the stages planned so far
     ended: int = 0  # of them, those that have ended
+    why: dict[str, str] = field(default_factory=dict)  # run_id -> why it has no record
 
     def stages(self, results: ResultsFile, save: bool = True):
         """Lists of cells, each planned when those before it have run; UserError where no cell of a list can be run."""
@@ -259,6 +291,8 @@ def set_up(sc: SweepConfig, flags: dict, env: DistributedEnv, stop) -> Job:
         tokens = stand_in(sc.vocab_size or 512, source)
     if sc.api and (sc.vocab_size or "data_dir" in flags):
         asked.vocab_size = tokens.meta["vocab_size"]
+    if sc.nproc_per_node:
+        env = dataclasses.replace(env, size=sc.nproc_per_node)
     planner, other = Planner(sc.out_dir, flags, tokens, env, source), None
     if sc.other_vocab:
         other_flags = {**flags, "data_dir": sc.other_vocab}
@@ -296,7 +330,9 @@ def sweep(job: Job, here: executors.InGroup) -> int:
             # what is missing, and who runs it
             todo = results.missing(cells, job.planner, sc.retry)
             count = workers.count(todo, sc, env, trained=job.asked is None)
-            if count and executor is here:
+            if sc.slurm is not None and executor is here:
+                executor = slurm.Array(job.planner, sc.slurm, sc.workers, sc.wait)
+            elif count and executor is here:
                 executor = workers.Pool(env.device, count)
                 stack.callback(executor.close)
             queue = executors.Queue(executor.in_order(todo, sc), results, sc, job.stop)
@@ -310,6 +346,9 @@ def sweep(job: Job, here: executors.InGroup) -> int:
                 bar.update(cell.cost)
 
             # stop, or the next stage
+            if todo and not sc.wait:
+                env.print0("--no-wait: --collect, or this command again, takes what has ended")
+                return 0
             if job.stop() or queue.interrupted:
                 raise KeyboardInterrupt
             capped = queue.capped
@@ -365,7 +404,7 @@ def finish(job: Job, results: ResultsFile, capped: str) -> int:
             print(f"next: {command}")
     missing = summary.without_result(sc, list(job.cells.values()), results)
     if missing or capped:
-        print(summary.missing_text(missing, len(job.cells), capped))
+        print(summary.missing_text(missing, len(job.cells), capped, job.why))
     return len(missing) or int(bool(capped))
 
 
@@ -436,6 +475,8 @@ def run(parser: Parser, args) -> int:
     """Every process of torchrun calls it. Rank 0 plans, prints and writes; the others train what it hands out."""
     sc, flags = read_flags(parser, args)
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if ranks > 1 and (sc.print_commands or sc.collect or sc.slurm is not None):
+        raise UserError("--print_commands, --collect and --slurm take one process: leave torchrun out")
     parent = os.getppid()
     with stop_signals() as signalled:
 
@@ -459,18 +500,30 @@ def run(parser: Parser, args) -> int:
 def lead(sc: SweepConfig, flags: dict, env: DistributedEnv, stop) -> int:
     """Rank 0's part."""
     here = executors.InGroup(env, None)
-    with contextlib.closing(here):
+    if sc.slurm is not None and not sc.dry_run:
+        slurm.check_options(sc.slurm, env.device, flags)
+    with contextlib.closing(here), contextlib.ExitStack() as stack:
+        out = sys.stdout
+        if sc.print_commands:  # remarks must not get into a file of commands
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         job = set_up(sc, flags, env, stop)
         here.ask = job.ask
         if sc.dry_run:
             show_dry_run(job, here)
             return 0
+        if sc.print_commands:
+            results = ResultsFile.open(sc.out_dir, job.planner.source, job.texts, repair=False, drop=sc.drop_bad_rows)
+            jobs.print_commands(job, results, out)
+            return 0
+        if sc.collect:
+            return int(collect.collect(job, settle, finish) > 0)
         return int(sweep(job, here) > 0)
 
 
 def main(argv=None):
     if sys.argv[1:2] == ["--worker"]:  # started by workers.start_worker()
         return workers.work(run_cell, *sys.argv[2:])
+    argv = jobs.joined(sys.argv[1:] if argv is None else argv, "slurm")
     parser = Parser("sweep.py", __doc__, SweepConfig, ModelConfig, TrainConfig, skip=SWEPT)
     interrupted = f"finished cells are kept, the same command resumes: {resume_command()}"
     return run_main(parser, run, argv, interrupted)

@@ -280,8 +280,11 @@ def note_begun(line: bytes, begun: dict[str, list[float]]):
         raise ValueError(f"flops {flops:g} must be a positive number, or take back an attempt in a line above")
 
 
-def read_record(path: Path) -> RunRecord:
-    """The record in run.json; OSError where there is none, UserError, with field and value, where one is wrong."""
+def read_record(path: Path, named: bool = True) -> RunRecord:
+    """The record in run.json; OSError where there is none, UserError, with field and value, where one is wrong.
+
+    named : whether the folder must have the run_id as its name.
+    """
     found = files.read_json(path)
     names = [f.name for f in fields(RunRecord)]
     odd = sorted((set(names) ^ set(found)) - LATER) if isinstance(found, dict) else names
@@ -297,7 +300,7 @@ def read_record(path: Path) -> RunRecord:
         status = checked(texts)["status"]
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-    if found["run_id"] != path.parent.name:
+    if named and found["run_id"] != path.parent.name:
         raise UserError(f"{path}: run_id {found['run_id'][:40]!r} must be {path.parent.name}")
     return RunRecord(**found | {"status": status})
 

@@ -219,15 +219,19 @@ class ResultsFile:
             self.adopt(cell, planner.source)
             if cell.refused and cell.run_id not in self.done():
                 self.add(cell, planner.record(cell, "refused"), planner.source)
+        todo = self.to_run(cells, retry)
+        if planner.source == "trained" and not retry:
+            todo = [c for c in todo if not self.recover(c, planner.source)]
+        return todo
+
+    def to_run(self, cells: list[Cell], retry: bool = False) -> list[Cell]:
+        """The cells without a row, or with `retry` without a result, but for those that can't be run."""
         planned = [c for c in cells if not c.refused]
         if retry:
             fine, places = {r["run_id"] for r in self.all_rows() if r["status"] == "ok"}, self.places()
             return [c for c in planned if c.run_id not in fine and (c.probe or c.place not in places)]
         done = self.done()
-        todo = [c for c in planned if c.run_id not in done]
-        if planner.source == "trained":
-            todo = [c for c in todo if not self.recover(c, planner.source)]
-        return todo
+        return [c for c in planned if c.run_id not in done]
 
     def clear_trunks(self, cells: list[Cell]):
         """Remove the checkpoints of trunks whose branches have all run."""

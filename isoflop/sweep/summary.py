@@ -5,7 +5,7 @@ from isoflop.sweep.cells import Cell, Planner
 from isoflop.sweep.results import ResultsFile, resume_command
 
 GRID_FLAGS = tuple(
-    "flop_budgets n_embds n_layers n_heads depths sizes recentre no-recentre retry drop_bad_rows".split()
+    "flop_budgets n_embds n_layers n_heads depths sizes recentre no-recentre retry drop_bad_rows collect".split()
 )
 
 
@@ -79,13 +79,16 @@ def without_result(sc, cells: list[Cell], results: ResultsFile) -> list[tuple[Ce
     return missing
 
 
-def missing_text(missing: list[tuple[Cell, str]], planned: int, capped: str) -> str:
-    """Which of the planned cells have no result, and the command that runs just those. capped : the cap, or ""."""
+def missing_text(missing: list[tuple[Cell, str]], planned: int, capped: str, why: dict | None = None) -> str:
+    """Which of the planned cells have no result, and the command that runs just those.
+
+    capped : the cap, or "". why : {run_id: what is known of its end}.
+    """
     lines, kinds, oom_rows, diverged_rate = [], {}, [], None
     for cell, status in missing:
         kinds[status] = kinds.get(status, 0) + 1
-        reason = f" ({cell.refused})" if cell.refused else ""
-        lines.append(f"no result: {cell}: {status}{reason}")
+        reason = cell.refused or (why or {}).get(cell.run_id)
+        lines.append(f"no result: {cell}: {status}" + (f" ({reason})" if reason else ""))
         if status == "oom":
             oom_rows.append(cell.plan.micro_batch_size)
         if status == "diverged" and diverged_rate is None:
@@ -94,7 +97,7 @@ def missing_text(missing: list[tuple[Cell, str]], planned: int, capped: str) -> 
         lines.append(f"stopped: {capped}")
     if not missing:
         return "\n".join(lines)
-    without, more = ("retry", "drop_bad_rows"), []
+    without, more = ("retry", "drop_bad_rows", "collect"), []
     if set(kinds) - {"not run"}:
         more.append("--retry")
     if diverged_rate is not None:
