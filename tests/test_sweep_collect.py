@@ -76,7 +76,7 @@ def test_what_is_no_result_is_listed(swept, pile, tmp_path, capsys):
     listed = [line for line in out.splitlines() if line.startswith("left out: ")]
     for i, reason in {
         0: "was cut after", 2: "is not JSON", 3: "0123456789ab is no cell of this grid", 4: "n_embd is 13",
-        5: "its val_loss is 'nan'", 6: "no record of train.py's",
+        5: "val_loss 'nan' must be", 6: "is no record of a run",
     }.items():  # fmt: skip
         assert [line for line in listed if str(paths[i]) in line and reason in line], (paths[i], reason, listed)
     assert len(listed) == 6
