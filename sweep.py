@@ -37,20 +37,7 @@ from isoflop.distributed import DistributedEnv, launch, stop_signals
 from isoflop.files import folder_lock
 from isoflop.fit import report
 from isoflop.options import UserError, check, option
-from isoflop.sweep import (
-    ablation,
-    api,
-    collect,
-    dry_run,
-    executors,
-    folder,
-    grid,
-    jobs,
-    power,
-    slurm,
-    summary,
-    workers,
-)
+from isoflop.sweep import ablation, api, collect, dry_run, executors, folder, grid, jobs, power, slurm, summary, workers
 from isoflop.sweep.cells import SIZE_LADDER, Cell, ModelSize, Planner, stand_in
 from isoflop.sweep.results import ResultsFile, resume_command, seed_noise, write_with_noise
 from isoflop.sweep.simulate import Simulation
@@ -298,7 +285,7 @@ def set_up(sc: SweepConfig, flags: dict, env: DistributedEnv, stop) -> Job:
         other_flags = {**flags, "data_dir": sc.other_vocab}
         other = Planner(sc.out_dir, other_flags, reader.open_data(sc.other_vocab), env, source)
     if asked is None:
-        known = folder.compute_type_of(sc.out_dir)
+        known = folder.compute_type_of(sc.out_dir) or slurm.compute_type_of(sc.out_dir)
         for each in filter(None, (planner, other)):
             each.keep_type(known)
     return Job(sc, env, stop, planner, other, asked)

@@ -28,6 +28,10 @@ def collect(job, settle, finish) -> int:
     """
     sc, planner = job.sc, job.planner
     found = find(sc.collect)
+    if planner.compute.source in ("probe", "device"):  # a guess of this machine's: the runs know
+        types = {record.dtype for pairs in found.records.values() for _, record in pairs}
+        for each in filter(None, (planner, job.other)):
+            each.keep_type(max(types) if len(types) == 1 else None)
     check_some_fit(
         job, found, ResultsFile.open(sc.out_dir, planner.source, job.texts, repair=False, drop=sc.drop_bad_rows)
     )

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from isoflop.config import ModelConfig
-from isoflop.device import compute_dtype
 from isoflop.options import explain, options_of
 from isoflop.sweep import folder
 from isoflop.sweep.cells import Cell, Planner
@@ -35,15 +34,14 @@ def line(cell: Cell, planner: Planner) -> str:
 
     --resume makes it fit for a job that is requeued: a finished run is not trained again.
     """
-    device = planner.env.device
     words = launcher(planner.env.size)
-    if device == "cpu":  # as on a sweep's workers; with more threads the last digits differ
+    if planner.env.device == "cpu":  # as on a sweep's workers; with more threads the last digits differ
         words = ["env", f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '1')}", *words]
     words += ["train.py", *model_flags(cell.mc), *train_flags(cell.tc)]
     if cell.tc.device != "auto":
         words += ["--device", cell.tc.device]
-    words += ["--dtype", compute_dtype(cell.tc.dtype, device)]
-    return shlex.join([*words, "--out_dir", from_checkout(cell.tc.out_dir), "--resume"])
+    words += ["--dtype", cell.tc.dtype, "--out_dir", from_checkout(cell.tc.out_dir), "--resume"]
+    return shlex.join(words)
 
 
 def launcher(processes: int) -> list[str]:
@@ -165,9 +163,8 @@ def print_commands(job, results: ResultsFile, out):
     print(f"{len(found.cells)} cells to run, {sum(c.cost for c in found.cells):.4g} FLOPs")
     if found.later:
         print("these can run now; later cells depend on their losses: --collect them, then print again")
-    if found.cells and planner.flags.get("dtype", "auto") == "auto":
-        dtype = compute_dtype("auto", planner.env.device)
-        print(f"they compute in {dtype}, as this machine would; for others give --dtype (bfloat16 suits new GPUs)")
+    if found.cells and planner.compute.source in ("probe", "device"):
+        print(f"they compute in {planner.compute.name}, which suits this machine; for others give --dtype")
 
 
 # ----- the record that a job leaves -----

@@ -3,7 +3,8 @@
     sweep.py --slurm "--gpus-per-task=1 --time=1:00:00"
 
 Array is an executor as those of executors.py. Slurm decides what runs when and where. OUT_DIR/slurm has the lines of
-each array, the output of its tasks (ARRAY_TASK.log), and submitted.jsonl: {"array": id, "run_ids": of its tasks}.
+each array, the output of its tasks (ARRAY_TASK.log), and submitted.jsonl, a line per array: its number, compute type
+and the run_ids of its tasks.
 """
 
 import contextlib
@@ -134,7 +135,7 @@ class Array:
         if done.returncode:
             raise OSError(f"sbatch: {complaint(done)}; correct the options of --slurm, and give the command again")
         number = done.stdout.strip().split(";")[0]
-        note = {"array": number, "run_ids": [c.run_id for c in cells]}
+        note = {"array": number, "dtype": self.planner.compute.name, "run_ids": [c.run_id for c in cells]}
         files.append_line(self.folder / "submitted.jsonl", json.dumps(note))
         self.planner.env.print0(f"array {number}: {len(cells)} jobs, submitted as: {shlex.join(done.args)}")
         return {c.run_id: f"{number}_{i}" for i, c in enumerate(cells, 1)}
@@ -249,19 +250,33 @@ def states_of(tasks) -> dict[str, str]:
     return states
 
 
+def notes(out_dir: Path) -> list[dict]:
+    """The lines of submitted.jsonl; one that a kill cut short is left out: its cells are submitted again."""
+    path, found = Path(out_dir) / "slurm" / "submitted.jsonl", []
+    if not path.exists():
+        return found
+    kinds = {"array": str, "dtype": str, "run_ids": list}
+    for text in files.regular(path).read_text(errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            note = files.parse_json(text)
+            files.check_fields(note, kinds, "it", needed=kinds)
+            found.append(note)
+    return found
+
+
 def submitted(out_dir: Path) -> dict[str, str]:
     """{run_id: ARRAY_TASK} of everything that was ever submitted from a sweep's folder, the last time it was."""
     tasks = {}
-    path = Path(out_dir) / "slurm" / "submitted.jsonl"
-    if not path.exists():
-        return tasks
-    for text in files.regular(path).read_text(errors="replace").splitlines():
-        try:
-            note = json.loads(text)
-            tasks |= {run_id: f"{note['array']}_{i}" for i, run_id in enumerate(note["run_ids"], 1)}
-        except (ValueError, KeyError, TypeError):  # a line that a kill cut short: its cells are submitted again
-            continue
+    for note in notes(out_dir):
+        for i, run_id in enumerate(note["run_ids"], 1):
+            tasks[str(run_id)] = f"{note['array']}_{i}"
     return tasks
+
+
+def compute_type_of(out_dir: Path) -> str | None:
+    """The compute type of the last array that was submitted from a sweep's folder; None before the first."""
+    types = [note["dtype"] for note in notes(out_dir) if note["dtype"] in ("float32", "bfloat16")]
+    return types[-1] if types else None
 
 
 def last_words(path: Path) -> str:
