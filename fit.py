@@ -39,7 +39,7 @@ from isoflop.fit.result import METHODS, Analysis, Fits, bands, law_to_json, to_a
 from isoflop.fit.rows import SAME_ND
 from isoflop.fit.surface import forecast, forecast_runs
 from isoflop.fit.table import Table, read
-from isoflop.fit.units import far_targets
+from isoflop.fit.units import NATS, far_targets
 
 MIN_RESAMPLES = 100  # the ends of a 95% interval of fewer are noise
 ENVELOPE_RESAMPLES = 1000  # at most
@@ -146,6 +146,9 @@ def run(paths, out_dir=None, **options) -> dict:
         status=options.status, run_cols=options.run_cols, rows_are_runs=options.rows_are_runs, same_nd=options.same_nd,
         by=options.by,
     )  # fmt: skip
+    if options.compare and table.info["loss_unit"] != NATS:
+        text = f"published laws are in {NATS}, these runs in {table.info['loss_unit']}: only N* and D* can be compared"
+        table.info["warnings"].append({"code": "loss_unit", "message": text})
     far = far_targets(options.predict_flops, table.c.max(), "--predict_flops")
     if far:
         table.info["warnings"].append({"code": "units", "message": far})

@@ -129,6 +129,20 @@ def test_sums_and_differences(tmp_path):
         find_sums(["transformer", "lm_head"], {"n": "transformer + head"}, "r.csv")
 
 
+def test_tokens_per_parameter_stand_in_for_tokens(tmp_path):
+    (tmp_path / "r.csv").write_text("params,tokens_per_param,loss\n1e6,20,4\n2e6,40,3\n")
+    table = read([str(tmp_path / "r.csv")])
+    assert table.d.tolist() == [2e7, 8e7] and table.c.tolist() == [1.2e14, 9.6e14]
+    (tmp_path / "r.csv").write_text("tokens,D/N,loss\n2e7,20,4\n8e7,40,3\n")
+    assert read([str(tmp_path / "r.csv")]).n.tolist() == [1e6, 2e6]
+
+
+def test_no_header(tmp_path):
+    (tmp_path / "r.csv").write_text("1e6,1e8,3\n2e6,1e8,2.9\n")
+    with pytest.raises(UserError, match="has no header line: write the names of the columns above"):
+        read([str(tmp_path / "r.csv")])
+
+
 def test_a_column_of_numbers_goes_before_one_of_words(tmp_path):
     (tmp_path / "r.csv").write_text("params,num_params,tokens,loss\nsmall,1e6,1e8,4\nlarge,2e6,2e8,3\n")
     table = read([str(tmp_path / "r.csv")])

@@ -47,6 +47,9 @@ PASTED = {
     "sep line": "sep=;\n" + "\n".join(";".join(row) for row in [HEADER, *ROWS]),
     "comments": "# 8xA100, spring\n# tuned\n" + "\n".join(",".join(row) for row in [HEADER, *ROWS]) + "\n# end\n",
     "numpy.savetxt": "# params,tokens,val loss\n" + "\n".join(",".join(row) for row in ROWS),
+    "bars": "\n".join("|".join(row) for row in [HEADER, *ROWS]),
+    "LaTeX": "\n".join(" & ".join(row) + r" \\" for row in [HEADER, *ROWS]).replace(r"loss \\", r"loss \\ \hline"),
+    "spaces": "\n".join(" ".join(row) for row in [["params", "tokens", "loss"], *ROWS]).replace("loss", "val_loss"),
     "title": "Runs of the spring sweep\n\n" + "\n".join(",".join(row) for row in [HEADER, *ROWS]),
 }
 
@@ -56,7 +59,7 @@ def test_pasted_tables(tmp_path, kind):
     header, rows = table_of(tmp_path, PASTED[kind])
     if kind == "pandas":
         assert header.pop(0) == "index" and [row.pop(0) for row in rows] == ["0", "1", "2"]
-    assert header == HEADER and rows == ROWS
+    assert [name.replace("_", " ") for name in header] == HEADER and rows == ROWS
 
 
 def test_two_header_lines_become_one(tmp_path):
@@ -79,6 +82,7 @@ JSON = {
     "pandas index": {f"run{i}": row for i, row in enumerate(OBJECTS)},
     "columns of named rows": {n: {f"run{i}": v for i, v in enumerate(vs)} for n, vs in COLUMNS.items()},
     "split": {"columns": list(COLUMNS), "index": [0, 1, 2], "data": [list(row.values()) for row in OBJECTS]},
+    "header and rows": [list(COLUMNS), *(list(row.values()) for row in OBJECTS)],
     "wrapped": {"meta": {"date": "2026"}, "data": {"runs": OBJECTS}},
     "nested": [
         {"config": {"n_params": r["n_params"]}, "summary": {k: r[k] for k in ("tokens", "val_loss")}} for r in OBJECTS
@@ -91,6 +95,29 @@ def test_json_of_any_shape(tmp_path, kind):
     (tmp_path / "runs.json").write_text(json.dumps(JSON[kind]))
     table = read([str(tmp_path / "runs.json")])
     assert sorted(table.loss) == sorted(COLUMNS["val_loss"]) and set(table.n) == set(COLUMNS["n_params"])
+
+
+def test_dicts_as_python_prints_them(tmp_path):
+    (tmp_path / "runs.txt").write_text(repr([{**row, "acc": float("nan")} for row in OBJECTS]))
+    assert sorted(read([str(tmp_path / "runs.txt")]).loss) == sorted(COLUMNS["val_loss"])
+
+
+def test_cells_that_hold_objects(tmp_path):
+    lines = ["name,state,config,summary"]
+    for i, row in enumerate(OBJECTS):
+        summary = {"val/loss": row["val_loss"], "tokens": row["tokens"], "_runtime": float("nan")}
+        cells = (f"r{i}", "finished", repr({"n_params": row["n_params"]}), repr(summary))
+        lines.append(",".join(f'"{cell}"' for cell in cells))
+    (tmp_path / "project.csv").write_text("\n".join(lines))
+    table = read([str(tmp_path / "project.csv")])
+    assert sorted(table.loss) == sorted(COLUMNS["val_loss"]) and table.info["columns"]["n"] == "config.n_params"
+    assert sorted(table.run_id) == ["r0", "r1", "r2"]
+
+
+def test_a_torn_line_of_json_is_named(tmp_path):
+    (tmp_path / "r.jsonl").write_text('{"N": 1e6, "D": 1e8, "loss": 3}\n{"N": 1e6, "D"')
+    with pytest.raises(UserError, match=r"cannot be parsed in line 2 \(.*\); mend or remove that line"):
+        open_table(str(tmp_path / "r.jsonl"))
 
 
 # ----- compressed, and through pandas -----
@@ -185,6 +212,7 @@ def test_json_list_json_lines_and_several_files(tmp_path):
         (b"\x89PNG\r\n\x1a\n" + b"\x93\x81\x02\x07\x05" * 50, "binary"),
         (b"[1, 2, 3]", "list of objects"),
         (b"[]", "list of objects"),
+        (b"<!DOCTYPE html><table>", "is an HTML or XML page; save the table"),
         (b"{oops", "cannot be parsed"),
         (b"[" * 100_000, "cannot be parsed"),
     ],

@@ -57,16 +57,17 @@ def test_every_dropped_row_has_its_reason(tmp_path):
         "x7,diverged,1e6,2e8,3": "status diverged",
         "x8,OOM,1e6,2e8,3": "status OOM",
         "x9,blown_up,1e6,2e8,3": "status blown_up",
+        "x9,ok,1,000,000,2,3": "with 7 cells under a header of 5; quote cells that hold the separator",
         "x9,ok,1e6": "tokens empty, nan or unparsable",
         f"r0,ok,{n[0]},{d[0]},{loss[0]}": "exact duplicate",
     }
     table = read([write_runs(tmp_path / "r.csv", good, extra=bad)])
-    assert table.info["rows_read"] == len(n) + 11 and table.info["rows_used"] == len(n)
+    assert table.info["rows_read"] == len(n) + 12 and table.info["rows_used"] == len(n)
     assert [(row["run_id"], row["reason"]) for row in table.info["dropped"]] == [
         (line.split(",")[0], reason) for line, reason in bad.items()
     ]
-    assert [row["row"] for row in table.info["dropped"]] == list(range(len(n) + 1, len(n) + 12))
-    assert sum(table.info["dropped_counts"].values()) == 11
+    assert [row["row"] for row in table.info["dropped"]] == list(range(len(n) + 1, len(n) + 13))
+    assert sum(table.info["dropped_counts"].values()) == 12
 
 
 def test_a_measured_loss_above_a_uniform_guess_is_left_out_by_name(tmp_path):

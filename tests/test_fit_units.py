@@ -66,7 +66,9 @@ def test_the_loss_keeps_its_own_unit(tmp_path):
         ((1e6, 1e9, 1.0), "N in millions and D in billions? then --units n=M d=B"),
         ((1e6, 1e6, None), "N in millions and D in millions? then --units n=M d=M"),
         ((1.0, 1e9, 1.0), "D in billions? then --units d=B"),
-        ((1.0, 1.0, 1e18), "name the units with --units"),
+        ((1.0, 1.0, 1e18), "C in EFLOPs? then --units c=EFLOPs"),
+        ((1.0, 1.0, 8.64e19), "C in PF-days? then --units c=PF-days"),
+        ((1.0, 1.0, 1e5), "name the units with --units"),
     ],
 )
 def test_what_cannot_be_is_asked_about_and_the_hint_helps(tmp_path, scales, says):

@@ -25,7 +25,7 @@ from isoflop.options import UserError
 FINISHED = ["ok", "", "finished", "done", "success", "completed"]  # statuses of runs that count
 TEXTS = ("run_id", "status", "name", "label")  # roles whose cells are words
 SAMPLE = 1000  # rows that decide how a column writes its numbers
-BLANK = ("nan", "none", "null", "na", "n/a", "-", "--")
+BLANK = ("nan", "none", "null", "na", "n/a", "-", "--", "–", "—")
 
 
 @dataclass
@@ -248,7 +248,7 @@ def _reasons(chunk, data, file, seen):
     width = len(file.header)
     for i, row in enumerate(chunk):
         if len(row) > width:
-            why[i] = f"{len(row)} cells under a header of {width}: quote cells that hold the separator"
+            why[i] = f"with {len(row)} cells under a header of {width}; quote cells that hold the separator"
     if "status" in data and "any" not in file.request.status:
         kept = FINISHED + [word.lower() for word in file.request.status]
         bad = ~np.isin(np.char.lower(data["status"].astype(str)), kept) & (why == "")
@@ -260,8 +260,9 @@ def _reasons(chunk, data, file, seen):
         problems = {"empty, nan or unparsable": np.isnan(values), "inf": np.isinf(values), "not positive": values <= 0}
         for problem, mask in problems.items():
             why[mask & (why == "")] = f"{name} {problem}"
+        example = "3.1415" if role == "loss" else "1.3e9, 1.3B or 1,300,000,000"
         if not seen.unreadable:
-            seen.unreadable = _first_unreadable(chunk, values, data["row"], file.found[role], name)
+            seen.unreadable = _first_unreadable(chunk, values, data["row"], file.found[role], name, example)
     blown_up = _blown_up(chunk, data, file) & (why == "")
     if blown_up.any():
         why[blown_up] = f"{file.header[file.found['loss']]} above ln V: blown up"
@@ -290,12 +291,12 @@ def _blown_up(chunk, data, file):
     return above
 
 
-def _first_unreadable(chunk, values, rows, i, name):
+def _first_unreadable(chunk, values, rows, i, name, example):
     """The first cell that is neither empty nor a number, with its place and what to do; "" where there is none."""
     for j in np.flatnonzero(np.isnan(values)):
         cell = str(chunk[j][i] if chunk[j][i] is not None else "").strip()
         if cell and cell.lower() not in BLANK:
-            return f"row {rows[j]}, {name}: {cell[:40]!r} is no number; write it as 1.3e9, 1.3B or 1,300,000,000"
+            return f"row {rows[j]}, {name}: {cell[:40]!r} is no number; write it as {example}, or leave it empty"
     return ""
 
 
@@ -313,12 +314,19 @@ def _say_units(file, seen):
             f"{file.path}: its loss is in {unit}, that of the file before in {seen.loss_unit}; fit them apart, or name "
             "columns of one unit with --loss_col"
         )
+    if unit != NATS:
+        seen.note(f"losses are in {unit}")
     seen.loss_unit = unit
 
 
 def _third_quantity(rows, found):
     """Add the one of N, D and C that has no column, from C = 6ND; returns a note of it, "" where all are there."""
     with np.errstate(over="ignore"):
+        if "ratio" in found:
+            first, second = ("n", "d") if "n" in found else ("d", "n")
+            rows[second] = rows[first] * rows.pop("ratio") ** (1 if first == "n" else -1)
+            rows["c"] = 6.0 * rows["n"] * rows["d"]
+            return f"{second.upper()} from D/N; no flops column: C = 6ND"
         if "c" not in found:
             rows["c"] = 6.0 * rows["n"] * rows["d"]
             return "no flops column: C = 6ND"

@@ -72,7 +72,7 @@ def find_columns(header, named, path, need_loss=True, sample=(), notes=None):
         possible = [i for i in candidates(role, header) if role not in QUANTITIES or i not in found.values()]
         if role in QUANTITIES:
             possible = _with_numbers(possible, header, sample, role, notes)
-        if possible:
+        if possible and (role != "ratio" or len(found.keys() & set("ndc")) == 1 and "c" not in found):
             found[role] = possible[0]
     _refuse_missing(found, header, path, need_loss)
     keys = [key_of(name) for name in header]
@@ -103,7 +103,7 @@ def _refuse_missing(found, header, path, need_loss):
     missing = []
     if need_loss and "loss" not in found:
         missing.append("a loss (val_loss, final_loss, loss, L)")
-    if len(found.keys() & set("ndc")) < 2:
+    if len(found.keys() & {"n", "d", "c", "ratio"}) < 2:
         missing.append("two of N (n_params, params, N), D (tokens, D) and C (flops, compute_budget, C)")
     if not missing:
         return
@@ -112,6 +112,8 @@ def _refuse_missing(found, header, path, need_loss):
             f"{path} is a W&B panel export: a column of losses for each run, without its N and D; export the table of "
             "runs instead (runs page, download, CSV), with the configuration's N and D and the summary's loss"
         )
+    if header and all(np.isfinite(number(name)) for name in header):
+        raise UserError(f"{path} has no header line: write the names of the columns above, as n_params,tokens,val_loss")
     raise UserError(
         f"{path}: needs columns for {' and '.join(missing)}; its columns are {shown(header)}; "
         "name them with --n_col, --d_col, --c_col, --loss_col"

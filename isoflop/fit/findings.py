@@ -294,10 +294,11 @@ def _remarks_on_flatness(result):
     if not section(result, "parametric") or not result.get("valley"):
         return []
     last = max(result["valley"], key=lambda row: row["flops"])
+    unit = ((result.get("input") or {}).get("loss_unit") or "nats").split()[0]
     twice, four_times = (max(last[f"cost_{factor}x"].values()) for factor in (2, 4))
     return [
         f"flat optimum at C = {flops(last['flops'])}: N from {size(last['n_low'])} to {size(last['n_high'])} is within "
-        f"{fixed(last['tolerance_nats'])} nats of the best; being 2x or 4x off costs up to {fixed(twice)} or "
+        f"{fixed(last['tolerance_nats'])} {unit} of the best; being 2x or 4x off costs up to {fixed(twice)} or "
         f"{fixed(four_times)}"
     ]
 

@@ -35,6 +35,7 @@ NAMES = {
     "total_steps": "total_steps max_steps num_steps total_iters max_iters num_iterations",
     "portion": "portion_steps_elapsed fraction_of_training run_progress progress portion_elapsed",
     "epochs": "epochs n_epochs num_epochs data_epochs epoch",
+    "ratio": "tokens_per_param tokens_per_parameter d_n tpp token_param_ratio",
     "unique": "unique_tokens n_unique_tokens num_unique_tokens",
 }
 SUMS = {("params_transformer", "params_lm_head"): "n"}  # nanochat: the N that its own scaling laws use

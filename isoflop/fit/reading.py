@@ -14,8 +14,8 @@ import os
 import re
 import zipfile
 
-from isoflop.files import parse_json, regular
-from isoflop.fit.names import is_known
+from isoflop.files import regular
+from isoflop.fit.objects import json_rows, unpack
 from isoflop.fit.values import number
 from isoflop.options import UserError, explain
 
@@ -53,8 +53,10 @@ def open_table(path):
         data = json_rows(text, path)
         header = list(dict.fromkeys(key for one in data for key in one))
         return header, ([one.get(key) for key in header] for one in data), "."
+    if re.match(r"\s*<(!doctype|html|table|\?xml)", text, re.I):
+        raise UserError(f"{path} is an HTML or XML page; save the table in it as CSV")
     reader, decimal = _text_rows(text, path)
-    header, rows = headed(reader, path)
+    header, rows = unpack(*headed(reader, path))
     return header, rows, decimal
 
 
@@ -118,16 +120,7 @@ def _through_pandas(raw, path, function, engine):
     rows = frame.values.tolist()
     if function == "read_excel":
         return headed(iter(rows), path)
-    return _flat_columns([str(name) for name in frame.columns], rows)
-
-
-def _flat_columns(header, rows):
-    """Columns that hold objects (parquet's structs) become columns of their own."""
-    if not any(isinstance(cell, dict) for row in rows[:100] for cell in row):
-        return header, iter(rows)
-    data = [flat(dict(zip(header, row, strict=True))) for row in rows]
-    header = list(dict.fromkeys(key for one in data for key in one))
-    return header, ([one.get(key) for key in header] for one in data)
+    return unpack([str(name) for name in frame.columns], iter(rows))
 
 
 def _decode(raw, path):
@@ -145,70 +138,6 @@ def _decode(raw, path):
         return raw.decode("latin-1")
 
 
-# ----- JSON -----
-
-
-def json_rows(text, path):
-    """The rows of a JSON text as flat dicts: objects in a list or lines, by column, by name, split, or wrapped."""
-    try:
-        data = parse_json(text)
-    except (ValueError, RecursionError):
-        try:
-            data = [parse_json(line) for line in text.splitlines() if line.strip()]
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} starts like JSON but cannot be parsed: {error}") from None
-    rows = _objects(data)
-    if not rows:
-        raise UserError(f"{path}: expected a JSON list of objects, one per run")
-    return [flat(row) for row in rows]
-
-
-def _objects(data):
-    """The list of objects in JSON data of any usual shape, or None."""
-    if isinstance(data, list):
-        return data if data and all(isinstance(one, dict) for one in data) else None
-    if not isinstance(data, dict) or not data:
-        return None
-    if isinstance(data.get("columns"), list) and isinstance(data.get("data"), list):  # split, or a table of W&B
-        names = [str(name) for name in data["columns"]]
-        rows = [dict(zip(names, row, strict=False)) for row in data["data"] if isinstance(row, list)]
-        return rows or None
-    values = list(data.values())
-    if all(isinstance(one, dict) and one for one in values) and len({tuple(one) for one in values}) == 1:
-        found = _of_equal_objects(data)
-        if found:
-            return found
-    if all(isinstance(one, list) for one in values) and len({len(one) for one in values}) == 1 and len(values) > 1:
-        return [dict(zip(data, row, strict=True)) for row in zip(*values, strict=True)]
-    inner = [one for one in map(_objects, values) if one and len(one) > 1]
-    if inner:  # {"meta": .., "runs": [..]}: the longest list
-        return max(inner, key=len)
-    return [data]
-
-
-def _of_equal_objects(data):
-    """Rows of {column: {row: cell}}, or of {row: {column: cell}} where the inner keys are names."""
-    inner = list(next(iter(data.values())))
-    if all(re.fullmatch(r"\d+", key) for key in inner) or not all(isinstance(one, str) for one in inner):
-        return [{name: cells[row] for name, cells in data.items()} for row in inner]
-    if len(data) == 1:
-        return None
-    if sum(map(is_known, data)) > sum(map(is_known, inner)):
-        return [{"name": row, **{name: cells[row] for name, cells in data.items()}} for row in inner]
-    return [{"name": name, **cells} for name, cells in data.items()]
-
-
-def flat(row, prefix=""):
-    """A nested object with dotted keys: {"config": {"lr": 1}} is {"config.lr": 1}."""
-    out = {}
-    for key, value in row.items():
-        if isinstance(value, dict) and value and prefix.count(".") < 8:
-            out |= flat(value, f"{prefix}{key}.")
-        else:
-            out[prefix + str(key)] = value
-    return out
-
-
 # ----- text -----
 
 
@@ -223,9 +152,12 @@ def _text_rows(text, path):
     head = [line for line, _ in zip(lines, range(20), strict=False)]
     if not head:
         raise UserError(f"{path} has comment lines only; expected a header line and one row per run")
-    if any(mark in head[0] for mark in "│┃┆║┌╭┏") or any(RULE.fullmatch(line.strip()) for line in head):
+    separator = told[1] if told else max(",;\t|&", key=head[0].count)
+    if separator == "&":  # LaTeX
+        text = re.sub(r"\\\\[^\n]*|\\[a-z]+rule\b.*|\\hline", "", text).replace("&", "|")
+    drawn = separator in "|&" or any(mark in head[0] for mark in "│┃┆║┌╭┏")
+    if drawn or any(RULE.fullmatch(line.strip()) for line in head):
         return _ruled(text.translate(BOXES)), "."
-    separator = told[1] if told else max(",;\t", key=head[0].count)
     below = max(",;\t", key=head[-1].count)
     if separator not in head[0] and below in head[-1]:  # a title above the header
         separator = below
@@ -286,7 +218,7 @@ def _aligned(text):
     for separator in (r"\s{2,}|\t", r"\s+"):
         rows = [re.split(separator, line) for line in lines]
         widths = {len(row) for row in rows[1:]}
-        if len(widths) == 1 and widths.pop() - len(rows[0]) in (0, 1):
+        if len(rows[0]) > 1 and len(widths) == 1 and widths.pop() - len(rows[0]) in (0, 1):
             break
     if len(rows) > 1 and len(rows[1]) == len(rows[0]) + 1:
         rows[0] = ["index", *rows[0]]

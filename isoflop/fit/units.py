@@ -99,6 +99,10 @@ def guess_units(n, d, over_6nd):
         sane = 1e4 <= n_new <= 1e13 and 1e6 <= d_new <= 1e15 and 0.1 <= d_new / n_new <= 1e5
         if sane and (0.1 < over_6nd / product < 10 or abs(np.log(over_6nd)) < 0.1):
             possible.append((round(abs(np.log10(d_new / n_new / 20))), len(possible), words))
+    for word in ("PF-days", "EFLOPs", "ZFLOPs", "PFLOPs", "TFLOPs", "GFLOPs"):
+        sane = 1e4 <= n <= 1e13 and 1e5 <= d <= 1e15
+        if sane and 0.2 < over_6nd * scale_of(word) < 5:
+            return f"C in {word}? then --units c={word}"
     if not possible:
         return "name the units with --units, as n=M d=B c=PF-days, or other columns with --n_col, --d_col, --c_col"
     words = min(possible)[2]
