@@ -31,7 +31,7 @@ from isoflop.display import count, fixed, text_table
 from isoflop.distributed import DistributedEnv
 from isoflop.eval import scores
 from isoflop.eval.lm_harness import Harness
-from isoflop.files import append_line
+from isoflop.files import append_line, writable_folder
 from isoflop.hf import tokenizer as hf_tokenizer
 from isoflop.hf.config import architecture
 from isoflop.train import run_dir
@@ -184,6 +184,8 @@ def now() -> str:
 
 def evaluate_model(config: EvalConfig) -> int:
     found = run_dir.load(config.ckpt, load_model, config.tokenizer_dir)
+    path = Path(config.out) if config.out else found.folder / "eval.jsonl"
+    writable_folder(path.parent, "--out")
     harness = make_harness(found, config)
     rows = score(found, config, harness, list(config.entries()))
     result = {"when": now(), "ckpt": str(config.ckpt), "run_id": found.record.get("run_id"), "results": rows}
@@ -191,7 +193,6 @@ def evaluate_model(config: EvalConfig) -> int:
         result |= {"lm_eval": harness.version, "left_out": harness.left_out}
     print(table(rows))
     print_left_out(harness)
-    path = Path(config.out) if config.out else found.folder / "eval.jsonl"
     try:
         append_line(path, json.dumps(result))
     except OSError as error:
@@ -207,6 +208,7 @@ def evaluate_sweep(config: EvalConfig) -> int:
     """Score every finished run of a sweep that has no score yet; returns 1 where some could not be scored."""
     folder, harness, failed = Path(config.sweep), None, 0
     runs = scores.read_runs(folder)
+    writable_folder(folder, "--sweep")
     todo = scores.missing(folder, runs, config.entries())
     for i, (run_id, wanted) in enumerate(todo.items()):
         label = f"[{i + 1}/{len(todo)}] {run_id}"

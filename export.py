@@ -18,6 +18,7 @@ one matrix in both places; the file is larger by that matrix.
 """
 
 import importlib
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from pathlib import Path
 import torch
 
 from isoflop.cli import Parser, UserError, check, option, run_main
-from isoflop.files import atomic, write_json
+from isoflop.files import staged, write_json
 from isoflop.hf import tokenizer
 from isoflop.hf.weights import read_hf, write_hf
 from isoflop.train import run_dir
@@ -75,13 +76,12 @@ def import_model(folder: Path, out: Path) -> str:
         raise UserError(f"--from_hf {folder}: no such folder; get it first: hf download NAME --local-dir {folder}")
     model = read_hf(folder, GPT)
     spec, problem = tokenizer.from_folder(folder)
-    out.mkdir(parents=True, exist_ok=True)
-    if spec is not None:
-        write_json(out / "tokenizer.json", spec, indent=None)
-    if (folder / "run.json").is_file():
-        with atomic(out / "run.json", "wb") as f:
-            f.write((folder / "run.json").read_bytes())
-    save_model(model, out)
+    with staged(out) as stage:
+        if spec is not None:
+            write_json(stage / "tokenizer.json", spec, indent=None)
+        if (folder / "run.json").is_file():
+            shutil.copyfile(folder / "run.json", stage / "run.json")
+        save_model(model, stage)
     line = f"{out}: {sum(p.numel() for p in model.parameters()):,} weights, context {model.config.block_size:,}"
     return f"{line}; {problem}" if problem else line
 
@@ -89,7 +89,9 @@ def import_model(folder: Path, out: Path) -> str:
 def run(parser, args):
     config = parser.read(ExportConfig, args)
     out = Path(config.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not config.overwrite:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is not a folder; name another")
+    if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()) and not config.overwrite:
         raise UserError(f"--out {out} exists and is not empty; name another folder or add --overwrite")
     if config.verify:
         importlib.import_module("transformers")  # before anything is written

@@ -28,7 +28,6 @@ prints weights by component and FLOPs per token in each convention.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -39,16 +38,17 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from isoflop.cli import Parser, run_main
 from isoflop.config import ModelConfig
-from isoflop.files import atomic, fsync, read_json, regular, write_json
+from isoflop.files import read_json, regular, write_json
 from isoflop.flops import describe
 from isoflop.kernels.attention import self_attention
 from isoflop.kernels.cross_entropy import head_loss
 from isoflop.kernels.elementwise import gelu, layer_norm, norm, norm_rotate, relu_squared, rotate, swiglu
 from isoflop.options import UserError, integer
+from isoflop.tensors import write_tensors
 
 # ----- the model -----
 
@@ -329,11 +329,7 @@ def save_model(model: GPT, folder: Path):
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
     if model.config.tied:
         del state["lm_head.weight"]  # it is wte.weight, and safetensors refuses tensors that share memory
-    with atomic(folder / "model.safetensors", "wb") as f:
-        mode = os.fstat(f.fileno()).st_mode
-        save_file(state, f.name)  # makes a new file, readable by its owner alone, in place of the open one
-        os.chmod(f.name, mode)
-        fsync(f.name)
+    write_tensors(folder / "model.safetensors", state)
     write_json(folder / "config.json", asdict(model.config))
 
 

@@ -20,6 +20,7 @@ A dataclass that is made of more flags than its fields (ModelConfig: --preset, -
 """
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -45,6 +46,7 @@ __all__ = ["Parser", "UserError", "check", "explain", "integer", "option", "real
 LONGEST = 1000  # characters of a message, of which the middle is left out
 NEGATIVE = re.compile(r"-(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?$|-(inf|nan)$", re.I)  # -1e12 is a value, not a flag
 RANK0_SPEAKS_S = 30  # seconds for rank 0 to start and say what is wrong
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -216,7 +218,8 @@ def run_main(parser: Parser, function, argv=None, interrupted="nothing more was 
     """Parse argv (sys.argv), call function(parser, args) and return the exit status: its own, or 0 for None.
 
     A UserError or other ValueError, an OSError and a missing package become one line and status 2; Ctrl-C says
-    `interrupted` (a text, or a function that returns one) with status 130; a closed pipe (`| head`) is a quiet 1.
+    `interrupted` (a text, or a function that returns one) with status 130; a closed pipe (`| head`) is a quiet 1. Where
+    stdout is a file on a full disk, that is the line.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -235,8 +238,25 @@ def run_main(parser: Parser, function, argv=None, interrupted="nothing more was 
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if isinstance(error, ModuleNotFoundError) and (error.name or "isoflop").partition(".")[0] == "isoflop":
             raise
-        parser.fail(error)
+        parser.fail(_stdout_problem(error) or error)
     return status or 0
+
+
+def _stdout_problem(error) -> OSError | None:
+    """The error of a write to stdout, named so, or None; what was printed is dropped, or Python complains at its end.
+
+    Every file of ours is named in its errors: a full disk without a name is that under a redirected stdout.
+    """
+    error = error.__cause__ or error
+    full = getattr(error, "errno", None) in FULL and error.filename is None and not sys.stdout.isatty()
+    try:
+        sys.stdout.flush()
+    except OSError as again:
+        full, error = True, again
+    if not full:
+        return None
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return OSError(error.errno, error.strerror, "standard output")
 
 
 # ----- argparse's parts -----

@@ -4,6 +4,7 @@ torchrun starts them, and launch() reads the variables that it sets. A process a
 """
 
 import contextlib
+import functools
 import os
 import shlex
 import signal
@@ -19,6 +20,11 @@ from isoflop.device import keep_memory, pick_device
 from isoflop.options import UserError
 
 
+@functools.cache
+def _warn_once(text: str):
+    print(text, file=sys.stderr)
+
+
 @dataclass(frozen=True)
 class DistributedEnv:
     """This process among all of a run. Rank 0 prints and writes files."""
@@ -28,10 +34,19 @@ class DistributedEnv:
     device: str = "cpu"  # this process's own, as torch names it: cpu, mps, cuda, cuda:3
 
     def print0(self, *args):
-        """Print on rank 0, above a progress bar where there is one."""
-        if self.rank == 0:
+        """Print on rank 0, above a progress bar where there is one.
+
+        A full disk under a redirected stdout does not end the run, whose record may go to another disk.
+        """
+        if self.rank != 0:
+            return
+        try:
             tqdm.write(" ".join(str(a) for a in args), file=sys.stdout)
             sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _warn_once(f"warning: standard output: {error.strerror}; the run continues without it")
 
     def sum(self, *values: float) -> list[float]:
         """Sum of each value over all ranks, in float64. Every rank must call it."""

@@ -16,6 +16,8 @@ import hashlib
 import itertools
 import json
 import os
+import re
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -26,9 +28,30 @@ from isoflop.options import UserError
 MOST_JSON_BYTES = 2**28  # the largest tokenizer.json there is has some 40 MB
 MOST_DEPTH, MOST_DIGITS = 64, 300  # of a JSON file; more digits than that are no float
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP)  # what file systems say that can't sync a folder
+RUST_ERRNO = re.compile(r"\(os error (\d+)\)")  # how safetensors gives the system's number of an error
 
 
 # ----- writing -----
+
+
+@contextlib.contextmanager
+def naming(path, instead_of=None) -> Iterator[None]:
+    """Let the system's errors within the block that name no file name `path`; and for a file `instead_of`, or in it."""
+    try:
+        yield
+    except OSError as error:
+        named = error.filename2 or error.filename  # of two, as in a copy, the one that is written
+        hidden = named is not None and instead_of is not None and str(named).startswith(str(instead_of))
+        if error.errno is None or (named is not None and not hidden):
+            raise
+        if hidden:
+            path = str(named).replace(str(instead_of), str(path), 1)
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+    except Exception as error:
+        number = RUST_ERRNO.search(str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 @contextlib.contextmanager
@@ -37,19 +60,20 @@ def atomic(path, mode: str = "w") -> Iterator:
 
     It is written beside path under a hidden name, f.name, which serves writers that want a path. Where the block fails
     that file is removed and path stays as it was. A file that was there passes on its permissions; a symbolic link
-    stays, and points to the new file.
+    stays, and points to the new file. An error of the system names path.
     """
-    path = Path(os.path.realpath(path))
+    shown, path = path, Path(os.path.realpath(path))
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
-        with open(part, mode, **text) as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        if path.exists():
-            part.chmod(path.stat().st_mode & 0o7777)
-        os.replace(part, path)
+        with naming(shown, part):
+            with open(part, mode, **text) as f:
+                yield f
+                f.flush()
+                os.fsync(f.fileno())
+            if path.exists():
+                part.chmod(path.stat().st_mode & 0o7777)
+            os.replace(part, path)
     except BaseException:
         with contextlib.suppress(OSError):
             part.unlink()
@@ -68,27 +92,54 @@ def write_json(path, value, indent: int | None = 2, **options):
     write_text(path, json.dumps(value, indent=indent, **options) + "\n")
 
 
+@contextlib.contextmanager
+def staged(folder) -> Iterator[Path]:
+    """A hidden folder within `folder`, which is made: its files move up when the block is left, in order of writing.
+
+    Where the block fails nothing of it is left, and `folder` is as it was: absent, or with its older files.
+    """
+    folder = Path(folder)
+    made, stage = not folder.exists(), folder / f".{os.getpid()}.part"
+    try:
+        with naming(folder, stage):
+            stage.mkdir(parents=True)
+            yield stage
+            for path in sorted(stage.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+                os.replace(path, folder / path.name)
+            fsync(folder)
+    except BaseException:
+        if made:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
 def append_line(path, text: str):
     """Append a line, or several, in one write; they are on the disk when this returns, all of them or none.
 
     A last line that a kill cut short gets its line end first, so that it does not spoil the new one.
     """
-    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        size = os.fstat(fd).st_size
-        torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
-        raw = ("\n" * torn + text.removesuffix("\n") + "\n").encode()
+    new = not os.path.lexists(path)
+    with naming(path):
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
-            if os.write(fd, raw) < len(raw):
-                raise OSError(errno.ENOSPC, "no room for a line", str(path))
-            os.fsync(fd)
-        except OSError:
-            os.ftruncate(fd, size)
-            raise
-    finally:
-        os.close(fd)
-    if size == 0:
-        fsync(Path(path).parent)
+            size = os.fstat(fd).st_size
+            torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+            raw = ("\n" * torn + text.removesuffix("\n") + "\n").encode()
+            try:
+                if os.write(fd, raw) < len(raw):
+                    raise OSError(errno.ENOSPC, "")  # naming() has the words
+                os.fsync(fd)
+            except OSError:
+                os.ftruncate(fd, size)
+                if new:
+                    os.unlink(path)
+                raise
+        finally:
+            os.close(fd)
+        if size == 0:
+            fsync(Path(path).parent)
 
 
 def fsync(path):

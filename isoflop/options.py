@@ -28,9 +28,12 @@ WAYS_OUT = {
     errno.EISDIR: "name a file, not a folder",
     errno.ENOTDIR: "a part of the path is a file: name another path",
     errno.EACCES: "name another path, or change its permissions",
+    errno.EPERM: "name another path, or change its permissions",
     errno.EROFS: "name a path that can be written",
     errno.ENOSPC: "make room and run the same command again",
     errno.EDQUOT: "make room and run the same command again",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f) and run the same command again",
+    errno.EIO: "the disk or network drive fails: name a path on another",
 }
 
 
@@ -47,7 +50,7 @@ def explain(problem) -> str:
         return str(problem) or type(problem).__name__
     text = problem.strerror
     if problem.filename is not None:
-        text = f"{problem.filename}: {text}"
+        text = f"{problem.filename2 or problem.filename}: {text}"  # of two, as in a copy, the one that is written
     if problem.errno in WAYS_OUT:
         text += f"; {WAYS_OUT[problem.errno]}"
     return text

@@ -1,7 +1,8 @@
-"""Runs scripts of the checkout for test_fuzz.py: one process has imported them, and each call is a fork of it.
+"""Runs scripts of the checkout for tests: one process has imported them, and each call is a fork of it.
 
 It reads {"script", "argv", "cwd", "seconds"} a line from stdin and answers {"status", "out", "err", "hung"}, status
-None where the call was killed. A call has MEMORY bytes of its own and no stdin.
+None where the call was killed. A call has MEMORY bytes of its own and no stdin. With "file_bytes" its files may not
+grow beyond so many, with "stdout" its output goes to that file.
 """
 
 import importlib
@@ -25,7 +26,7 @@ def limit_memory():
     resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, mapped + MEMORY))
 
 
-def call(script: str, argv: list[str], cwd: str, out: int, err: int):
+def call(script: str, argv: list[str], cwd: str, out: int, err: int, file_bytes: int | None):
     """The forked process: the script as the shell runs it. Never returns."""
     status = 1
     try:
@@ -38,6 +39,8 @@ def call(script: str, argv: list[str], cwd: str, out: int, err: int):
         os.chdir(cwd)
         sys.argv = [f"{script}.py", *argv]
         limit_memory()
+        if file_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
         status = sys.modules[script].main() or 0
     except SystemExit as stop:
         status = stop.code or 0
@@ -57,7 +60,10 @@ def serve(job: dict) -> dict:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         pid = os.fork()
         if pid == 0:
-            call(job["script"], job["argv"], job["cwd"], out.fileno(), err.fileno())
+            stdout = out.fileno()
+            if "stdout" in job:
+                stdout = os.open(job["stdout"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            call(job["script"], job["argv"], job["cwd"], stdout, err.fileno(), job.get("file_bytes"))
         ended = os.pidfd_open(pid)
         hung = not select.select([ended], [], [], job["seconds"])[0]
         os.close(ended)

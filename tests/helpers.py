@@ -1,5 +1,6 @@
 """What several test files share. One section per subject."""
 
+import contextlib
 import csv
 import importlib.util
 import json
@@ -281,12 +282,29 @@ def run_script(*args, timeout=240):
     return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=timeout)
 
 
+@contextlib.contextmanager
+def script_server(scripts, seconds=60.0):
+    """call(script, argv, cwd, **more) -> {status, out, err, hung}, each in a fork of one process (fuzz_server.py)."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ISOFLOP_API_KEY": "", "MPLBACKEND": "agg"}
+    env |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    command = [sys.executable, str(ROOT / "tests" / "fuzz_server.py"), *scripts]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+
+    def call(script, argv, cwd, **more):
+        job = {"script": script, "argv": argv, "cwd": str(cwd), "seconds": seconds, **more}
+        print(json.dumps(job), file=process.stdin, flush=True)
+        return json.loads(process.stdout.readline())
+
+    yield call
+    process.stdin.close()
+    process.wait(10)
+
+
 # ----- plan.py -----
 
 
 def plan_answer(*argv) -> dict:
     """What plan.py --json prints for these flags, parsed."""
-    import contextlib
     import io
     import json
 

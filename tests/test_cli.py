@@ -238,8 +238,8 @@ def run_with(error):
         (ValueError(), "ValueError"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "runs.csv"),
          "runs.csv: No such file or directory; check the path"),
-        (OSError(errno.ENOSPC, "No space left on device"),
-         "No space left on device; make room and run the same command again"),
+        (OSError(errno.ENOSPC, "No space left on device", "a.csv"),
+         "a.csv: No space left on device; make room and run the same command again"),
         (OSError("torn"), "torn"),
         (ModuleNotFoundError("no", name="lm_eval.api"),
          "the package lm_eval is missing; install it: pip install lm_eval"),
@@ -287,6 +287,18 @@ def test_a_closed_pipe_is_quiet():
     os.close(write_end)
     os.close(read_end)
     assert process.communicate(timeout=60)[1] == "" and process.returncode == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_under_stdout_is_one_line(unbuffered):
+    code = "import sys; from isoflop.cli import Parser, run_main\n"
+    code += "sys.exit(run_main(Parser('t.py', ''), lambda p, args: print(1), []))"
+    env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, env=env)
+    says = "t.py: error: standard output: No space left on device; make room and run the same command again\n"
+    assert (done.returncode, done.stderr) == (2, says)
 
 
 def test_explain_of_a_real_error(tmp_path):

@@ -1,7 +1,10 @@
 """The processes of a run: launch and resume commands, signals, devices; sums over real ranks are in test_train.py."""
 
+import errno
+import io
 import os
 import signal
+import sys
 
 import pytest
 
@@ -58,3 +61,15 @@ def test_a_device_that_is_not_there(monkeypatch):
     monkeypatch.setattr(distributed.torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="--device cuda: torch finds no such device here; use --device cpu"):
         pick_device("cuda")
+
+
+def test_a_full_disk_under_stdout_does_not_end_a_run(monkeypatch, capsys):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    DistributedEnv().print0("step 1")
+    DistributedEnv().print0("step 2")
+    says = "warning: standard output: No space left on device; the run continues without it\n"
+    assert capsys.readouterr().err == says, "once"

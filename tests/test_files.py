@@ -1,6 +1,7 @@
 """Files that survive kills: whole or not at all, locks that end with their process."""
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -16,8 +17,10 @@ from isoflop.files import (
     atomic,
     folder_lock,
     fsync,
+    naming,
     read_json,
     sha256,
+    staged,
     writable_folder,
     write_json,
     write_text,
@@ -147,9 +150,47 @@ def test_a_full_disk_leaves_no_part_of_a_line(tmp_path, monkeypatch):
     append_line(path, "1")
     write = os.write
     monkeypatch.setattr(os, "write", lambda fd, raw: write(fd, raw[:2]))
-    with pytest.raises(OSError, match="no room"):
+    with pytest.raises(OSError, match="No space left"):
         append_line(path, "22222")
     assert path.read_text() == "1\n"
+
+
+def test_a_full_disk_leaves_no_new_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.csv"
+    monkeypatch.setattr(os, "write", lambda fd, raw: 1)
+    with pytest.raises(OSError, match=str(path)):
+        append_line(path, "22222")
+    assert not path.exists()
+
+
+def test_a_staged_folder_has_all_its_files_or_none(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(OSError) as error, staged(out) as stage:
+        write_text(stage / "a", "1")
+        raise OSError(errno.ENOSPC, "full", str(stage / "b"))
+    assert error.value.filename == str(out / "b") and not out.exists()
+
+    with staged(out) as stage:
+        write_text(stage / "a", "1")
+        write_text(stage / "b", "2")
+        assert not (out / "a").exists()
+    with pytest.raises(KeyError), staged(out) as stage:
+        write_text(stage / "a", "other")
+        raise KeyError
+    assert {path.name: path.read_text() for path in out.iterdir()} == {"a": "1", "b": "2"}
+
+
+def test_errors_of_the_system_name_the_file(tmp_path):
+    with pytest.raises(OSError) as error, naming("a.bin"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert error.value.filename == "a.bin" and error.value.errno == errno.ENOSPC
+    with pytest.raises(OSError, match="No space left on device: 'a.bin'"), naming("a.bin"):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")  # as safetensors
+    with pytest.raises(OSError) as error, naming("a.bin"):
+        open(tmp_path / "absent")
+    assert error.value.filename == str(tmp_path / "absent"), "another file's error keeps its name"
+    with pytest.raises(RuntimeError, match="else"), naming("a.bin"):
+        raise RuntimeError("something else")
 
 
 def test_fsync_reports_what_matters(tmp_path, monkeypatch):

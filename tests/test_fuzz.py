@@ -8,15 +8,13 @@ import copy
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers import script_server
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-ROOT = Path(__file__).resolve().parent.parent
 SECONDS = float(os.environ.get("FUZZ_SECONDS", 20))  # after which a call has hung
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 50))  # inputs of a script in the slow test
 FEW = 2  # in the default test
@@ -77,19 +75,8 @@ FILES = [
 @pytest.fixture(scope="module")
 def server():
     """call(script, argv, cwd) -> {status, out, err, hung}."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ISOFLOP_API_KEY": "", "MPLBACKEND": "agg"}
-    env |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    command = [sys.executable, str(ROOT / "tests" / "fuzz_server.py"), *CALLS]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-
-    def call(script, argv, cwd):
-        job = {"script": script, "argv": argv, "cwd": str(cwd), "seconds": SECONDS}
-        print(json.dumps(job), file=process.stdin, flush=True)
-        return json.loads(process.stdout.readline())
-
-    yield call
-    process.stdin.close()
-    process.wait(10)
+    with script_server(CALLS, SECONDS) as call:
+        yield call
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from helpers import SMALL_FLAGS, SMALL_MODEL, curve_of, interrupted_run, record_of, same_weights, small_run, torchrun
 
+from isoflop import tensors
 from isoflop.config import ModelConfig
 from isoflop.train import checkpoint
 from train import train
@@ -149,12 +150,12 @@ def test_the_last_good_checkpoint_survives_a_full_disk(toy_data, tmp_path, monke
     tc = config(toy_data, tmp_path / "run", ckpt_every=5, resume="auto")
     good, saved = interrupted_run(MC, tc, 5), []
 
-    def full(state, path):
+    def full(path, state):
         saved.append(path)
         Path(path).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
     record = train(MC, tc)
     assert record.status == "ok" and len(saved) == 6
     assert capsys.readouterr().out.count("No space left on device") == 6
@@ -164,13 +165,11 @@ def test_the_last_good_checkpoint_survives_a_full_disk(toy_data, tmp_path, monke
 
 
 def test_a_disk_without_room_for_the_weights_keeps_the_record(toy_data, tmp_path, monkeypatch, capsys):
-    import model
-
-    def full(state, path):
+    def full(state, path, metadata):
         Path(path).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(model, "save_file", full)
+    monkeypatch.setattr(tensors, "save_file", full)
     record = train(MC, config(toy_data, tmp_path / "run"))
     assert record.status == "ok"
     assert record_of(tmp_path / "run") == dataclasses.asdict(record)
@@ -178,7 +177,11 @@ def test_a_disk_without_room_for_the_weights_keeps_the_record(toy_data, tmp_path
     shown = capsys.readouterr().out
     assert f"{tmp_path}/run/model.safetensors could not be written (No space left on device); make room" in shown
     assert "the run continues" not in shown
-    monkeypatch.setattr(checkpoint, "write_text", lambda path, text: full(None, path))
+
+    def full_log(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoint, "write_text", full_log)
     with pytest.raises(OSError, match="log.jsonl"):
         train(MC, config(toy_data, tmp_path / "other"))
     assert record_of(tmp_path / "other")["val_loss"] == record.val_loss, "the record is written first"

@@ -22,7 +22,7 @@ import numpy as np
 
 from isoflop.data.documents import Document, ResumePoint
 from isoflop.data.reader import HEADER_BYTES, SPLITS, header, shards
-from isoflop.files import folder_lock, fsync, read_json, write_json
+from isoflop.files import atomic, folder_lock, fsync, naming, read_json, write_json
 from isoflop.options import UserError
 
 STATE_VERSION = 1  # raise it when an older state.json must not be resumed from
@@ -77,7 +77,8 @@ class SplitWriter:
             counts["documents"] += 1
             counts["bytes"] += len(doc.raw)
         if doc.key is not None:
-            self.documents.write(doc.key.to_bytes(8, "little"))
+            with naming(self.documents.name):
+                self.documents.write(doc.key.to_bytes(8, "little"))
             self.keys += 1
         for reason, n in doc.dropped.items():
             self.dropped[reason] += n
@@ -97,8 +98,9 @@ class SplitWriter:
     def save(self) -> None:
         for shard in self.open.values():
             shard.flush()
-        self.documents.flush()
-        os.fsync(self.documents.fileno())
+        with naming(self.documents.name):
+            self.documents.flush()
+            os.fsync(self.documents.fileno())
         write_json(self.folder / "state.json", self.state(), indent=1)
 
     def state(self) -> dict:
@@ -184,7 +186,8 @@ class Shard:
         self.file = open(path, "ab", WRITE_BYTES)
 
     def write(self, raw) -> None:
-        self.file.write(raw)
+        with naming(self.path):
+            self.file.write(raw)
         self.sha256.update(raw)
 
     def add(self, ids: np.ndarray) -> None:
@@ -192,8 +195,9 @@ class Shard:
         self.tokens += len(ids)
 
     def flush(self) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with naming(self.path):
+            self.file.flush()
+            os.fsync(self.file.fileno())
 
     def close(self) -> dict:
         self.flush()
@@ -301,7 +305,8 @@ def join_workers(parts: list[Path], new: Path) -> dict:
 
     # The rest.
     keys = np.concatenate([np.fromfile(part / "documents.bin", "<u8") for part in parts])
-    keys.tofile(new / "documents.bin")
+    with atomic(new / "documents.bin", "wb") as f:
+        f.write(keys.data)
     shutil.copyfile(parts[0] / "tokenizer.json", new / "tokenizer.json")
     dropped = {}
     for reason in meta["dropped"]:

@@ -9,11 +9,13 @@ with the reason. Their docstrings are the captions on the page.
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from isoflop.config import ModelConfig
 from isoflop.display import sig
+from isoflop.files import atomic
 from isoflop.fit.axes import (
     C_AXIS,
     COLOURS,
@@ -435,7 +437,8 @@ def plot_flops(cfg: ModelConfig, path: str):
             f"Exact FLOPs over 6ND around {cfg.n_layer} layers x {cfg.n_embd},\n"
             f"context {cfg.block_size:,}, vocabulary {cfg.vocab_size:,} (grey lines)"
         )
-        fig.savefig(path, dpi=110)
+        with atomic(path, "wb") as f:
+            fig.savefig(f, dpi=110, format=Path(path).suffix[1:] or "png")
         plt.close(fig)
 
 

@@ -35,6 +35,7 @@ from isoflop.fit.findings import (
 from isoflop.fit.main_table import as_csv, as_latex
 from isoflop.fit.page import page
 from isoflop.fit.result import METHODS, convention
+from isoflop.options import explain
 
 WIDTH = 100  # columns of the terminal
 DRAWN = 20_000  # runs in a picture; of more, a random part
@@ -70,15 +71,20 @@ def write(result, arrays, out_dir, plots=True, format="png"):
     list of Path
         Files written, each renamed into place when whole. A picture that cannot be drawn is skipped, its older copy in
         out_dir removed, and the page gives the reason.
+
+    Raises
+    ------
+    OSError
+        No room for the page, or for a picture; then the page is there.
     """
     out_dir = Path(out_dir)
     arrays = dict(arrays)
     for key in PER_RUN:
         if arrays.get(key) is not None:
             arrays[key] = np.asarray(arrays[key])
-    drawn, missing, count = [], [], len(arrays["n"])
+    drawn, missing, full, count = [], [], None, len(arrays["n"])
     if plots:
-        drawn, missing = _draw(result, _some_runs(arrays), out_dir, format)
+        drawn, missing, full = _draw(result, _some_runs(arrays), out_dir, format)
     if count > DRAWN and drawn:
         missing.append((f"{count - DRAWN:,} of {count:,} runs", "the pictures show a random part"))
     texts = {
@@ -88,6 +94,8 @@ def write(result, arrays, out_dir, plots=True, format="png"):
     }
     for name, text in texts.items():
         write_text(out_dir / name, text)
+    if full:
+        raise full
     return [out_dir / name for name in (*drawn, *texts)]
 
 
@@ -105,11 +113,11 @@ def _some_runs(arrays):
 
 
 def _draw(result, arrays, out_dir, format):
-    """Draw every picture; returns the names of those drawn, and (name, reason) of those that are not."""
+    """Draw every picture; the names of those drawn, (name, reason) of the others, and the disk's error or None."""
     import matplotlib
 
     matplotlib.use("Agg")
-    drawn, missing = [], []
+    drawn, missing, full = [], [], None
     with matplotlib.rc_context(RC):
         for stem, draw in PICTURES.items():
             name = f"{stem}.{format}"
@@ -124,13 +132,16 @@ def _draw(result, arrays, out_dir, format):
             except Skip as why:
                 if str(why):  # without a reason it is no picture of this kind of runs
                     missing.append((name, str(why)))
+            except OSError as error:
+                full = error
+                missing.append((name, explain(error)))
             except Exception as error:  # a picture must never cost the fit that it shows
                 missing.append((name, f"{type(error).__name__}: {error}"))
             if name not in drawn:
                 (out_dir / name).unlink(missing_ok=True)
             if "matplotlib.pyplot" in sys.modules:  # not where a picture was skipped before it was drawn
                 sys.modules["matplotlib.pyplot"].close("all")
-    return drawn, missing
+    return drawn, missing, full
 
 
 # ----- the terminal -----

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from isoflop.config import ModelConfig
-from isoflop.files import atomic, read_json, regular, write_json, write_text
+from isoflop.files import read_json, regular, staged, write_json, write_text
 from isoflop.hf import tokenizer
 from isoflop.hf.config import CLASSES, RECORD, architecture, exported_config, hf_config, own_config
 from isoflop.options import UserError
+from isoflop.tensors import write_tensors
 from isoflop.train.run_dir import TrainedModel
 
 BUFFERS = (".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq")  # tensors of theirs that are no weights
@@ -136,7 +136,7 @@ def own_state(cfg: ModelConfig, kind: str, held: dict) -> dict:
 def write_hf(found: TrainedModel, out: Path) -> str:
     """Write the folder; returns what it is, in a line. UserError, before anything is written, if no architecture fits.
 
-    Every file is written whole or not at all, config.json last: a folder that has it is complete.
+    All files are written, or none; config.json comes last: a folder that has it is complete.
     """
     cfg, spec, eot = found.model.config, None, None
     kind = architecture(cfg)
@@ -144,20 +144,19 @@ def write_hf(found: TrainedModel, out: Path) -> str:
         found.tokenizer()  # checks that it fits the model
         spec = tokenizer.read_spec(found.tokenizer_dir / "tokenizer.json")
         eot = tokenizer.eot_of(spec)
-    out.mkdir(parents=True, exist_ok=True)
     state = to_hf(cfg, found.model.state_dict())
-    with atomic(out / "model.safetensors", "wb") as f:
-        save_file(state, f.name, {"format": "pt"})
-    generation = {"do_sample": True, "temperature": 0.8, "top_k": 50, "bos_token_id": eot, "eos_token_id": eot}
-    write_json(out / "generation_config.json", generation)
-    if spec is not None:
-        tokenizer.write(spec, out, cfg.block_size)
-    if found.record:
-        write_json(out / "run.json", found.record)
     n_exported = sum(weight.numel() for weight in state.values())
     n_trained = sum(weight.numel() for weight in found.model.parameters())
-    write_text(out / "README.md", model_card(cfg, kind, n_exported, n_trained, found))
-    write_json(out / "config.json", hf_config(cfg, eot))
+    generation = {"do_sample": True, "temperature": 0.8, "top_k": 50, "bos_token_id": eot, "eos_token_id": eot}
+    with staged(out) as folder:
+        write_tensors(folder / "model.safetensors", state, {"format": "pt"})
+        write_json(folder / "generation_config.json", generation)
+        if spec is not None:
+            tokenizer.write(spec, folder, cfg.block_size)
+        if found.record:
+            write_json(folder / "run.json", found.record)
+        write_text(folder / "README.md", model_card(cfg, kind, n_exported, n_trained, found))
+        write_json(folder / "config.json", hf_config(cfg, eot))
     line = f"{out}: {CLASSES[kind]}, {n_exported:,} weights"
     if n_exported != n_trained:
         line += f" for our {n_trained:,}"

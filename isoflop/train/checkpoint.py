@@ -20,13 +20,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from isoflop.distributed import DistributedEnv
 from isoflop.files import fsync, read_json, sha256, write_json, write_text
 from isoflop.optim.schedule import lr_at
 from isoflop.options import UserError
+from isoflop.tensors import write_tensors
 from isoflop.train.plan import RunPlan
 from isoflop.train.record import RunRecord
 
@@ -191,12 +192,12 @@ def _write_share(part: Path, model, optimizer, env: DistributedEnv, save_model) 
     try:
         part.mkdir(parents=True, exist_ok=True)
         if shares is not None:
-            save_file(shares, part / f"optimizer-{env.rank:05d}.safetensors")
-        save_file(generators, part / f"rng-{env.rank:05d}.safetensors")
+            write_tensors(part / f"optimizer-{env.rank:05d}.safetensors", shares)
+        write_tensors(part / f"rng-{env.rank:05d}.safetensors", generators)
         if env.rank == 0:
             save_model(model, part)
-    except (OSError, SafetensorError) as error:
-        return _reason(error)
+    except OSError as error:
+        return error.strerror
     return None
 
 
@@ -211,14 +212,8 @@ def _publish(part: Path, folder: Path, state: dict) -> str | None:
         os.replace(part, folder)
         fsync(folder.parent)
     except OSError as error:
-        return _reason(error)
+        return error.strerror
     return None
-
-
-def _reason(error) -> str:
-    """Why a file could not be written; safetensors has the system's words within its own."""
-    text = getattr(error, "strerror", None) or str(error)
-    return text.removeprefix("Error while serializing: ").removeprefix("I/O error: ")
 
 
 def remove_old(folder: Path, kept: int = KEPT):
@@ -293,19 +288,14 @@ def save_run(out_dir: Path, model, record, curve: list[dict], save_model) -> str
     former run go first, so that they are never taken for this record's. OSError, with the path, where there is no room
     for the record either.
     """
-    path = out_dir / "run.json"
-    try:
-        (out_dir / WEIGHTS).unlink(missing_ok=True)
-        write_json(path, asdict(record))
-        path = out_dir / "log.jsonl"
-        write_text(path, "".join(json.dumps(row) + "\n" for row in curve))
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
+    (out_dir / WEIGHTS).unlink(missing_ok=True)
+    write_json(out_dir / "run.json", asdict(record))
+    write_text(out_dir / "log.jsonl", "".join(json.dumps(row) + "\n" for row in curve))
     if model is None:
         return None
     try:
         save_model(model, out_dir)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         (out_dir / WEIGHTS).unlink(missing_ok=True)  # where only config.json found no room
-        return f"{out_dir / WEIGHTS} could not be written ({_reason(error)}); make room and run the same command again"
+        return f"{out_dir / WEIGHTS} could not be written ({error.strerror}); make room and run the same command again"
     return None
