@@ -18,7 +18,7 @@ def planned(run_id="abc", flops=900, **about):
 
 
 def record(run_id="abc", status="ok", **more):
-    ones = {f.name: 1 for f in fields(RunRecord)}
+    ones = {f.name: 1 for f in fields(RunRecord)} | {"vocab_size": 512}
     return ones | {"run_id": run_id, "status": status, "steps": 10, "flops": 900, **more}
 
 
