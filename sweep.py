@@ -4,6 +4,7 @@
     python sweep.py --data_dir data/mine --flop_budgets 1e13 3e13 1e14 --dry_run
     python sweep.py --flop_budgets 1e13 3e13 --n_embds 48 64 96 --n_layers 1 2 2
     python sweep.py --simulate hoffmann --flop_budgets 1e18 3e18   # no training
+    python sweep.py --design adaptive --target_flops 1.5e14 --total_flops 3e13
     torchrun --nproc_per_node=4 sweep.py --parallel cells   # four cells at once
     torchrun --nproc_per_node=4 sweep.py     # each cell on all four, in turn
 
@@ -37,7 +38,22 @@ from isoflop.distributed import DistributedEnv, launch, stop_signals
 from isoflop.files import folder_lock
 from isoflop.fit import report
 from isoflop.options import UserError, check, option
-from isoflop.sweep import ablation, api, collect, dry_run, executors, folder, grid, jobs, power, slurm, summary, workers
+from isoflop.sweep import (
+    ablation,
+    adaptive,
+    api,
+    collect,
+    dry_run,
+    executors,
+    folder,
+    grid,
+    jobs,
+    money,
+    power,
+    slurm,
+    summary,
+    workers,
+)
 from isoflop.sweep.cells import SIZE_LADDER, Cell, ModelSize, Planner, stand_in
 from isoflop.sweep.results import ResultsFile, resume_command, seed_noise, write_with_noise
 from isoflop.sweep.simulate import Simulation
@@ -58,6 +74,8 @@ EXCLUSIVE = (  # pairs of flags that can't be given together
     ("print_commands", "collect"), ("print_commands", "slurm"), ("collect", "slurm"),
     *((way, asked) for way in ("print_commands", "collect", "slurm") for asked in ("simulate", "api")),
     ("ablation", "simulate"), ("ablation", "api"), ("ablation", "retry"), ("ablation", "law"),
+    ("design", "ablation"), ("design", "lrs"), ("design", "tune_lr"), ("design", "recentre"), ("design", "seeds"),
+    ("design", "retry"),
 )  # fmt: skip
 
 
@@ -78,6 +96,13 @@ class SweepConfig:
         None, "repeat the grid, once per common mistake", choices=("porian",), aliases=("study",)
     )
     other_vocab: str | None = option(None, "--ablation: folder of the text in other tokens")
+
+    design: str | None = option(
+        None, "adaptive: choose runs for the forecast at a target", choices=("adaptive",), group="runs that are chosen"
+    )
+    target_flops: float | None = option(None, "--design: compute to forecast at", above=0, max=1e40)
+    until_width: float | None = option(None, "--design: stop at this pi95 of ln loss, as 0.02", above=0, max=10)
+    max_cell_share: float = option(0.4, "--design: largest share of the money for a run", above=0, max=1)
 
     seeds: tuple[int, ...] | None = option(
         None, "seeds of each cell; their spread weighs the fit", group="seeds and learning rates", min=0, below=2**63
@@ -133,6 +158,7 @@ class SweepConfig:
         for one, other in EXCLUSIVE:
             if getattr(self, one) not in (None, False, ()) and getattr(self, other) not in (None, False, ()):
                 problems.append(f"--{one} and --{other} exclude each other: leave one out")
+        problems += self._design_problems()
         if self.other_vocab and not self.ablation:
             problems.append("--other_vocab is for --ablation porian: leave it out")
         if not self.wait and self.slurm is None:
@@ -146,6 +172,23 @@ class SweepConfig:
             problems.append(f"--parallel {self.parallel} must be one of cells, ddp")
         check(self, problems)
         object.__setattr__(self, "parallel", PARALLEL.get(self.parallel))
+
+    def _design_problems(self) -> list[str]:
+        """What is wrong with the flags of --design."""
+        if not self.design:
+            given = [name for name in ("target_flops", "until_width") if getattr(self, name)]
+            return [f"--{name} is for --design adaptive: add that, or leave it out" for name in given]
+        problems = []
+        if not self.target_flops:
+            problems.append("--design adaptive needs --target_flops, the compute to forecast at, as 1e21")
+        if not (self.total_flops or self.max_hours or self.dry_run):
+            problems.append("--design adaptive needs what may be spent: --total_flops 3e13, or --max_hours 2")
+        if self.max_hours and not self.total_flops and (self.simulate or self.api):
+            problems.append("--max_hours says nothing of losses that are not trained here: give --total_flops")
+        for name, default in (("flop_budgets", DEFAULT_BUDGETS), ("sizes", 7)):
+            if getattr(self, name) != default:
+                problems.append(f"--{name} is for a grid, and --design adaptive chooses: leave one out")
+        return problems
 
     def shapes(self, planner: Planner) -> list[ModelSize]:
         """The sizes of --ablation."""
@@ -229,13 +272,16 @@ class Job:
     other: Planner | None = None  # the planner of --other_vocab's text
     asked: Simulation | api.Service | None = None  # what is asked for losses; None: runs are trained
     cells: dict[str, Cell] = field(default_factory=dict)  # every cell planned so far, by run_id
+    design: adaptive.Design | None = None  # what chooses the cells of --design adaptive
     known: int = 0  # runs to do in the stages planned so far
     ended: int = 0  # of them, those that have ended
     why: dict[str, str] = field(default_factory=dict)  # run_id -> why it has no record
 
     def stages(self, results: ResultsFile, save: bool = True):
         """Lists of cells, each planned when those before it have run; UserError where no cell of a list can be run."""
-        if self.sc.ablation:
+        if self.design:
+            stages = self.design.stages(results, save)
+        elif self.sc.ablation:
             stages = ablation.stages(self.sc, self.planner, self.other)
         else:
             stages = grid.stages(self.sc, self.planner, results, save)
@@ -245,6 +291,11 @@ class Job:
                 raise UserError(f"{cells[0]}: {cells[0].refused}{others}")
             self.cells |= {c.run_id: c for c in cells if not c.probe}
             yield cells
+
+    @property
+    def limits(self) -> SweepConfig:
+        """The caps that hold for the next cell; the design keeps to --total_flops itself."""
+        return dataclasses.replace(self.sc, total_flops=None, dry_run=True) if self.design else self.sc
 
     @property
     def texts(self) -> list:
@@ -288,7 +339,12 @@ def set_up(sc: SweepConfig, flags: dict, env: DistributedEnv, stop) -> Job:
         known = folder.compute_type_of(sc.out_dir) or slurm.compute_type_of(sc.out_dir)
         for each in filter(None, (planner, other)):
             each.keep_type(known)
-    return Job(sc, env, stop, planner, other, asked)
+    job = Job(sc, env, stop, planner, other, asked)
+    if sc.design:
+        at_once = max(1, workers.count([], sc, env, trained=asked is None))
+        room_gb = dry_run.memory_gb(env.device, at_once) if asked is None else None
+        job.design = adaptive.Design(sc, planner, at_once, room_gb, env.print0)
+    return job
 
 
 def sweep(job: Job, here: executors.InGroup) -> int:
@@ -322,7 +378,7 @@ def sweep(job: Job, here: executors.InGroup) -> int:
             elif count and executor is here:
                 executor = workers.Pool(env.device, count)
                 stack.callback(executor.close)
-            queue = executors.Queue(executor.in_order(todo, sc), results, sc, job.stop)
+            queue = executors.Queue(executor.in_order(todo, job.limits), results, job.limits, job.stop)
             job.known += len(todo)
             bar.total = bar.n + sum(c.cost for c in todo)
 
@@ -341,7 +397,8 @@ def sweep(job: Job, here: executors.InGroup) -> int:
             capped = queue.capped
             if capped:
                 break
-            results.clear_trunks(cells)
+            if not sc.design:  # whose later rounds branch off them
+                results.clear_trunks(cells)
         here.close()  # the other ranks need not wait for the fit
         return finish(job, results, capped)
 
@@ -385,11 +442,15 @@ def finish(job: Job, results: ResultsFile, capped: str) -> int:
     except ValueError as error:
         print(f"no fit: {error}")
     print(summary.totals(results, bool(sc.ablation)))
-    if not sc.ablation:
+    if job.design:
+        print(money.next_text(job.design, results))
+    elif not sc.ablation:
         command = summary.next_command(sc, job.planner, results)
         if command:
             print(f"next: {command}")
     missing = summary.without_result(sc, list(job.cells.values()), results)
+    if job.design:
+        return job.design.finish(missing, capped)
     if missing or capped:
         print(summary.missing_text(missing, len(job.cells), capped, job.why))
     return len(missing) or int(bool(capped))
@@ -398,8 +459,9 @@ def finish(job: Job, results: ResultsFile, capped: str) -> int:
 def fit_text(sc: SweepConfig, results: ResultsFile) -> str:
     """fit.py's table of everything in the CSV, its losses weighed by the noise between seeds where that is known."""
     path, options = results.path, {}
-    if sc.predict_flops:
-        options["predict_flops"] = tuple(sc.predict_flops)
+    at = sc.predict_flops or (sc.target_flops and (sc.target_flops,))
+    if at:
+        options["predict_flops"] = tuple(at)
     noise = seed_noise(results.rows)
     if noise:
         path = write_with_noise(results, noise)
@@ -438,6 +500,9 @@ def show_dry_run(job: Job, here: executors.InGroup):
         env.print0("sizes of later budgets will move with the fit of the earlier ones (--no-recentre: they stay)")
     if sc.total_flops and results.spent() + sum(c.cost for c in todo) > sc.total_flops:
         env.print0(f"--total_flops {sc.total_flops:g} will stop it: {results.spent():.4g} are spent already")
+    if job.design:
+        env.print0(money.describe(job.design, results))
+        return
     if sc.ablation:  # one variant is one grid
         good = [c for c in stages[0] if not c.refused]
     env.print0(power.describe(good, sc.law or sc.simulate, results.folder, sc.noise, sc.predict_flops))

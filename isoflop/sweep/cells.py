@@ -234,7 +234,7 @@ class Planner:
         middle = self.cell(size, mean_budget, seed)
         if middle.refused:
             return [self.cell(size, c, seed) for c in budgets]
-        shared = self._shared_flags(middle, min(budgets))
+        shared = self.shared_flags(middle, min(budgets))
         cells = [self.cell(size, c, seed, shared, lr_from=middle.lr_from) for c in sorted(budgets)]
         if len(cells) < 2 or any(c.refused for c in cells):
             return cells
@@ -250,7 +250,7 @@ class Planner:
             out.append(cell)
         return [*out, dataclasses.replace(trunk, keep=tuple(keep))]
 
-    def _shared_flags(self, middle: Cell, smallest_budget: float) -> dict:
+    def shared_flags(self, middle: Cell, smallest_budget: float) -> dict:
         """Fields of TrainConfig that all cells of a family have from the one at their mean budget."""
         plan = middle.plan
         warmup_steps = middle.tc.warmup_steps

@@ -144,20 +144,21 @@ def cores() -> list[int]:
 def count(todo: list[Cell], sc, env: DistributedEnv, trained: bool) -> int:
     """How many workers are to share the cells; 0 where this process group runs them in turn.
 
-    sc : has parallel, workers and moves, as SweepConfig. trained : whether losses are trained here.
+    sc : has parallel, workers, moves and design, as SweepConfig. trained : whether losses are trained here.
     """
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     if not trained or sc.parallel == "ddp" or env.size > 1:
         return 0
     if ranks > 1:  # torchrun with --parallel cells: one worker a rank
         return ranks
-    if not todo:
+    more_come = sc.moves or sc.design  # later stages bring more cells
+    if not todo and not more_come:
         return 0
     most = sc.workers or (torch.cuda.device_count() if env.device == "cuda" else len(cores()))
-    if not sc.moves:  # else the next budgets bring more cells
+    if not more_come:
         most = min(most, len(todo))
     if sc.parallel is None:
-        large = sum(c.cost for c in todo) >= SMALL_FLOPS or sc.moves or sc.workers
+        large = sum(c.cost for c in todo) >= SMALL_FLOPS or more_come or sc.workers
         if env.device != "cpu" or not large or most == 1:
             return 0
     return most
