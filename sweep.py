@@ -341,8 +341,10 @@ def set_up(sc: SweepConfig, flags: dict, env: DistributedEnv, stop) -> Job:
             each.keep_type(known)
     job = Job(sc, env, stop, planner, other, asked)
     if sc.design:
-        at_once = max(1, workers.count([], sc, env, trained=asked is None))
-        room_gb = dry_run.memory_gb(env.device, at_once) if asked is None else None
+        at_once, room_gb = sc.workers or 1, None
+        if asked is None:
+            at_once = max(1, workers.count([], sc, env, trained=True))
+            room_gb = dry_run.memory_gb(env.device, at_once)
         job.design = adaptive.Design(sc, planner, at_once, room_gb, env.print0)
     return job
 
@@ -356,7 +358,7 @@ def sweep(job: Job, here: executors.InGroup) -> int:
     if sc.reuse_trunk and job.planner.flags.get("schedule") != "wsd":
         raise UserError("--reuse_trunk needs --schedule wsd: a cosine has no stretch that budgets can share")
     untouched = ResultsFile.open(sc.out_dir, job.planner.source, job.texts, repair=False, drop=sc.drop_bad_rows)
-    next(job.stages(untouched, save=False))  # what can't be run is refused before anything is written
+    next(job.stages(untouched, save=False), None)  # what can't be run is refused before anything is written
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder_lock(sc.out_dir, "sweep"))
         results = ResultsFile.open(sc.out_dir, job.planner.source, job.texts, drop=sc.drop_bad_rows)

@@ -72,6 +72,8 @@ class Design:
         """Lists of cells, each chosen when those before it have run; without `save` recorded rounds and one more."""
         say = self.say if save else _silent
         self.rounds = read_rounds(results.folder, self.sc.drop_bad_rows, save)
+        if self.rounds and self.planner.source == "trained":
+            self.planner.keep_type(self.rounds[0].get("dtype"))  # which a kill before the first row leaves nowhere else
         for number, one in enumerate(self.rounds, 1):
             yield from self._tried([self._recorded(run, number) for run in one["runs"]], results, save)
         while True:
@@ -79,6 +81,8 @@ class Design:
             if not cells:
                 say(f"{self.ended}")
                 return
+            if self.planner.source == "trained":
+                one["dtype"] = self.planner.compute[0]
             say(round_text(len(self.rounds) + 1, one, self.sc.target_flops))
             if save:
                 results.folder.mkdir(parents=True, exist_ok=True)
@@ -354,10 +358,14 @@ def round_text(number: int, one: dict, target: float) -> str:
     """The line before a round."""
     cost = sum(run["cost"] for run in one["runs"])
     now, then = one["width_before"], one["width_after"]
-    text = f"round {number}: {len(one['runs'])} runs for {cost:.3g} of {one['left']:.3g} {one['unit']} left"
+    text = f"round {number}: {counted(len(one['runs']), 'run')} for {cost:.3g} of {one['left']:.3g} {one['unit']} left"
     if now["pi95_loss"] is not None:
         text += f"; at {display.flops(target)} pi95 of the loss {widths_text(now)}, expected then {widths_text(then)}"
     return text
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def widths_text(width: dict) -> str:
@@ -436,6 +444,8 @@ def mistake_in(line: bytes) -> tuple[str, dict]:
     runs = one.get("runs") if isinstance(one, dict) else None
     if not isinstance(runs, list) or not runs:
         return "it has no runs", {}
+    if one.get("dtype") not in (None, "float32", "bfloat16"):
+        return f"dtype {json.dumps(one['dtype'])[:40]} must be float32 or bfloat16", {}
     kinds = {"run_id": str, "n_embd": int, "n_layer": int, "seed": int, "start_step": int}
     kinds |= {"flop_budget": (int, float), "keep": list}
     for run in runs:

@@ -19,7 +19,7 @@ from isoflop.fit import axes
 from isoflop.fit.design import FIRST_RUNS, choose, expected_grid_widths
 from isoflop.fit.knowledge import Candidates, Knowledge, Runs, Target
 from isoflop.laws import simulate
-from isoflop.sweep.adaptive import FIRST_ROUND, Design, Menu, runs_of, widths_text
+from isoflop.sweep.adaptive import FIRST_ROUND, Design, Menu, counted, runs_of, widths_text
 from isoflop.sweep.candidates import SPAN, rounded_up
 from isoflop.sweep.results import resume_command
 
@@ -154,7 +154,7 @@ def next_text(design: Design, results) -> str:
     command = resume_command(without=("total_flops",), more=["--total_flops", total])
     return (
         f"next: {command}\n"
-        f"  its first round, {len(cells)} runs for {cost:.3g} FLOPs: pi95 of the loss at "
+        f"  its first round, {counted(len(cells), 'run')} for {cost:.3g} FLOPs: pi95 of the loss at "
         f"{display.flops(design.sc.target_flops)} from {widths_text(now)} to {widths_text(then)}; "
-        f"all {one['planned']} runs of its {more:.3g} FLOPs: {widths_text(plan)}"
+        f"after {counted(one['planned'], 'run')} for all its {more:.3g} FLOPs {widths_text(plan)}"
     )
