@@ -244,7 +244,8 @@ def exponents(result):
 
 def remarks(result):
     """Sentences on the fits that tables do not hold."""
-    said = [*_remarks_on_parametric(result), *_remarks_on_power_laws(result), *_remarks_on_flatness(result)]
+    said = [*_remarks_on_parametric(result), *_remarks_on_power_laws(result), *_remarks_on_valleys(result)]
+    said += _remarks_on_flatness(result)
     ranked = []
     for row in result.get("conventions") or []:
         if row.get("backtest_rms_ln") is not None:
@@ -287,6 +288,36 @@ def _remarks_on_power_laws(result):
         if r2 is not None:
             text += f", R2 = {r2:.5f}"
         said.append(text)
+    return said
+
+
+def _remarks_on_valleys(result):
+    """Which minima the forecasting law misses; whether ln N* bends over ln C."""
+    fit, said = section(result, "isoflop"), []
+    held = [(row["flops"], row["over_surface"]) for row in fit.get("budgets") or [] if row.get("over_surface")]
+    tested = [(c, row) for c, row in held if row["n_differs"] is not None]
+    family = (result.get("coupled") or {}).get("family")
+    misses = []
+    for c, row in tested:
+        off = []
+        if row["n_differs"]:
+            off.append(f"N* x {sig(row['n_ratio'], 3)}")
+        if row["loss_differs"]:
+            off.append(f"loss {100 * (row['loss_ratio'] - 1):+.2g}%")
+        if off:
+            misses.append(f"{flops(c)} ({', '.join(off)})")
+    if misses:
+        many = f"{len(misses)} of {len(tested)} budgets' minima differ from the {family} law's"
+        said.append(f"{many} by more than the 95% error of both: {few(misses)}")
+    elif tested:
+        said.append(f"all {len(tested)} budgets' minima agree with the {family} law's")
+    bend = fit.get("curvature_ln_n")
+    if bend:
+        word = "bends" if bend["bends"] else "does not measurably bend"
+        said.append(
+            f"ln N* {word} over ln C: second derivative {estimate(bend['point'], bend['ci95'])}, "
+            f"its slope a from {sig(bend['a_low'], 3)} to {sig(bend['a_high'], 3)}"
+        )
     return said
 
 

@@ -26,6 +26,7 @@ from isoflop.fit.predict import Skill, percentiles, predict_flops
 from isoflop.fit.predictors import LawPredictor, LinePredictor
 from isoflop.fit.surface import forecast
 from isoflop.fit.table import Table
+from isoflop.fit.valleys import against_surface
 from isoflop.laws import PUBLISHED, Cost, Law
 
 METHODS = {"isoflop": "isoFLOP", "parametric": "parametric", "envelope": "envelope"}  # in the order they are shown
@@ -217,14 +218,15 @@ def _lines(fit):
 def _isoflop_section(fits):
     fit = fits.isoflop
     out = {"status": _status(fit.a is None, fit.warnings or fit.refusals), "budgets": []}
-    for budget in fit.budgets:
+    for budget, held in zip(fit.budgets, against_surface(fit.budgets, fits.coupled, fits.cost), strict=True):
         row = {"flops": budget.flops, "n_runs": budget.n_runs, "n_opt": budget.n_opt, "d_opt": budget.d_opt}
         row |= {"loss": budget.loss, "status": budget.status, "method": budget.method, "ci95": dict(budget.ci)}
-        out["budgets"].append(row)
+        out["budgets"].append(row | {"over_surface": held})
     if fit.a is not None:
         out |= _lines(fit)
         out |= {"scatter_ln_n": fit.scatter, "all_points_parabola": fit.all_points}
         out |= {"expected_bias": fits.expected_bias, "lowest_runs": fit.lowest_runs}
+        out["curvature_ln_n"] = fit.curvature or None
     out["warnings"] = _warnings(fit.warnings)
     return out
 
