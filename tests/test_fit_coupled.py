@@ -93,7 +93,9 @@ def test_weights_fall_with_the_rise_above_the_frontier_and_with_cheapness():
     weights = forecast_weights(c, loss)
     assert np.isclose(weights[6], 1) and np.isclose(weights[0], 0.1)
     assert np.isclose(weights[7], 1 / (1 + (np.log(1.05) / 0.05) ** 2))
-    doubled = fit_coupled(c / 1e10, np.full(9, 1e10) * np.tile([1, 2, 3], 3), loss, c, np.r_[np.ones(8), 0.5])
+    doubled = fit_coupled(
+        c / 1e10, np.full(9, 1e10) * np.tile([1, 2, 3], 3), loss, c, np.r_[np.ones(8), 0.5], resamples=0
+    )
     assert np.isclose(doubled.weights[8], 0.5 * weights[8])
 
 
@@ -203,3 +205,20 @@ def test_the_priors_are_what_public_sweeps_say():
         found.append((fit.theta - level * np.array([1, 1, 0, 0, 1, 0]) - PUBLIC.mean) / PUBLIC.sd)
     found = np.array(found)
     assert np.abs(found).max() < 2.5 and (np.abs(found.mean(0)) < 1.0).all()
+
+
+def test_one_loss_and_draws_that_run_away_are_refused():
+    n = np.geomspace(1e7, 1e9, 12)
+    d = np.tile([1e9, 3e9, 1e10], 4)
+    assert [v.code for v in fit_coupled(n, d, np.full(12, 3.0)).refusals] == ["constant_loss"]
+    rising = fit_coupled(n, d, 3.0 * np.exp(np.linspace(0, 2, 12)), resamples=300)
+    assert rising.law is None and {v.code for v in rising.refusals} <= {"runaway_exponent", "not_converged"}
+
+
+def test_as_many_letters_are_the_priors_as_runs_are_missing():
+    law = laws.Law(1.7, 400.0, 1200.0, 0.34, 0.36)
+    n, d = np.geomspace(1e7, 1e9, 5), np.array([3e9, 1e9, 2e10, 5e9, 9e10])
+    marks = fit_coupled(n, d, law.loss(n, d), resamples=0).prior_marks
+    assert len(marks) >= 2  # six letters and the noise from five runs
+    n, d = np.tile(n, 5), np.repeat(d, 5)
+    assert fit_coupled(n, d, law.loss(n, d), resamples=0).prior_marks == ()

@@ -37,7 +37,9 @@ COMPUTE_POWER = 0.5  # a run's weight grows with this power of its compute
 NOISE = 0.004  # typical sd of ln L about the law: 0.001 to 0.009 on the public sets below, median 0.004
 NOISE_ROWS = 6.0  # runs that NOISE counts for when a sweep's own scatter is estimated
 FEW_ROWS = 20  # below it draws perturb the losses instead of resampling the runs
+SAME_LOSS = 1e-9  # range of ln L below which runs have one loss
 DRAW_TOL = 1e-4  # relative gradient at which a draw is done: its error is a hundredth of its spread
+MAX_RUNAWAY = 0.5  # share of draws with wild exponents, above which there is no answer
 PRIOR_SHARE = 0.6  # a parameter whose posterior sd is above this share of its prior's is marked as the prior's
 
 LETTERS = ("A", "B", "alpha", "beta", "E", "p")  # what the six centred parameters determine
@@ -313,7 +315,7 @@ def fit_coupled(n, d, loss, c=None, weights=None, family="auto", prior=True, res
     if prior is True:
         prior = PUBLIC
     tried = _families(family)
-    refusal = _lacking(n, d, max(v.free for v in tried), prior)
+    refusal = _lacking(n, d, loss, max(v.free for v in tried), prior)
     if refusal:
         return CoupledFit(None, n_rows=len(n), refusals=(refusal,))
     row_weights = forecast_weights(c, loss)
@@ -328,6 +330,10 @@ def fit_coupled(n, d, loss, c=None, weights=None, family="auto", prior=True, res
     draws, made = None, {}
     if resamples:
         draws, made = _draws(problem, found, evidence, noise, resamples, np.random.default_rng(seed))
+        if made["runaway"] > MAX_RUNAWAY * made["resamples"]:
+            most = f"{made['runaway']} of {made['resamples']}"
+            why = f"alpha or beta leaves the range {EXPONENT_RANGE[0]}..{EXPONENT_RANGE[1]} in {most} draws: add runs"
+            return CoupledFit(None, n_rows=len(n), refusals=(Refusal(METHOD, "runaway_exponent", why),))
     fit = _result(problem, found, evidence, noise, prior)
     return replace(fit, draws=draws, bootstrap=made)
 
@@ -336,7 +342,7 @@ def _result(problem, found, evidence, noise, prior):
     """The family with the most evidence as a CoupledFit, without draws."""
     best = found[min(evidence, key=evidence.get)]
     from_prior = _from_prior(found.get("coupled", best), prior) if prior else {}
-    marks = tuple(k for k, share in from_prior.items() if share > PRIOR_SHARE)
+    marks = _marks(from_prior, len(problem.z))
     return CoupledFit(
         families.law_of(best.theta[None], problem.runs.mu, scalar=True),
         family=best.family.name,
@@ -384,8 +390,10 @@ def _families(family):
     return (families.family(family),)
 
 
-def _lacking(n, d, free, prior):
+def _lacking(n, d, loss, free, prior):
     """A Refusal where the runs cannot be fitted at all, or None."""
+    if len(loss) and np.ptp(np.log(loss)) < SAME_LOSS:
+        return Refusal(METHOD, "constant_loss", "all runs have one loss: nothing in it depends on N or D")
     if prior:
         if len(n) >= 3:
             return None
@@ -487,6 +495,18 @@ def _from_prior(fit, prior):
         if fit.family.map[k].any():
             out[letter] = float(min(sd[k] / prior.sd[k], 1.0))
     return out
+
+
+def _marks(from_prior, rows):
+    """
+    The letters that mostly the prior determines.
+
+    R runs cannot tell R letters and the noise: where there are no more, the letters that lean most on the prior are
+    marked whatever their share.
+    """
+    surplus = max(0, len(from_prior) + 1 - rows)
+    least = sorted(from_prior, key=from_prior.get, reverse=True)[:surplus]
+    return tuple(k for k, share in from_prior.items() if share > PRIOR_SHARE or k in least)
 
 
 def _warnings(rows, marks):

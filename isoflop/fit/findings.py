@@ -296,7 +296,7 @@ def _remarks_on_valleys(result):
     fit, said = section(result, "isoflop"), []
     held = [(row["flops"], row["over_surface"]) for row in fit.get("budgets") or [] if row.get("over_surface")]
     tested = [(c, row) for c, row in held if row["n_differs"] is not None]
-    family = (result.get("coupled") or {}).get("family")
+    family = (result.get("coupled") or {}).get("family", "forecasting")
     misses = []
     for c, row in tested:
         off = []

@@ -277,6 +277,9 @@ def forecast_isoflop(fit, at, c_max=None, bias=None):
     if len(known) < MIN_OPTIMA or fit.a is None:
         why = f"{len(known)} budgets have a minimum inside their sizes; a forecast needs {MIN_OPTIMA}; add budgets"
         return (), (Refusal("forecast", "too_few_minima", why),)
+    if known[-1].loss >= known[0].loss:
+        why = "the least loss does not fall from the smallest budget to the largest; look at these runs again"
+        return (), (Refusal("forecast", "loss_does_not_fall", why),)
     minima = [[getattr(v, k) for v in known] for k in ("flops", "loss", "n_opt", "d_opt")]
     if c_max is None:
         c_max = max(v.flops for v in fit.budgets)

@@ -48,7 +48,7 @@ def forecast(isoflop, coupled, at, cost, c_max, bias=None):
     if rows:
         return rows, ()
     if coupled.law is None:
-        return (), refusals
+        return (), (*refusals, *coupled.refusals)
     return tuple(_at(coupled, float(c), cost, c_max) for c in at), ()
 
 
