@@ -95,8 +95,9 @@ def documented_commands():
                 words = shlex.split(line, comments=True)
                 at = next((i for i, word in enumerate(words) if word.removesuffix(".py") in SCRIPTS), None)
                 if at is not None:
+                    end = words.index(">") if ">" in words else len(words)
                     yield pytest.param(
-                        words[at].removesuffix(".py"), words[at + 1 :], id=f"{page.name}: {line.strip()}"
+                        words[at].removesuffix(".py"), words[at + 1 : end], id=f"{page.name}: {line.strip()}"
                     )
 
 

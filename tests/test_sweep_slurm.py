@@ -128,7 +128,7 @@ def test_jobs_in_the_queue_are_not_submitted_again(swept, fake, tmp_path, capsys
     shutil.rmtree(tmp_path / "out" / "cells" / ids[0])
     assert run_sweep(*flags, tmp_path / "out", "--collect", tmp_path / "out" / "cells") == 1
     out = capsys.readouterr().out
-    assert "collected 3 runs" in out and re.search(r"not run \(job 41_\d pending, last words", out)
+    assert "collected 3 runs" in out and re.search(r"not run \([0-9a-f]{12}, job 41_\d pending, last words", out)
     (fake / "queue").write_text((fake / "queue").read_text().replace("PENDING", "COMPLETED"))
     (fake / "state" / ids[0]).unlink()
     assert run_sweep(*flags, tmp_path / "out", "--slurm", "") == 0
@@ -312,9 +312,13 @@ def test_on_slurm_jobs_fail_are_cancelled_and_requeued(cluster, toy_data, tmp_pa
     wait_for(lambda: slurm.states_of([task_of(out, fails)])[task_of(out, fails)] == "FAILED", seconds=300)
     done = run_script("sweep.py", *flags, out, "--collect", out)
     assert done.returncode == 1 and "collected 1 runs" in done.stdout, done.stdout + done.stderr
-    assert re.search(r"not run \(job \d+_\d cancelled, cancelled, cut, with a checkpoint after step \d+", done.stdout)
-    assert re.search(r"not run \(job \d+_\d failed, .*can't be written", done.stdout)
-    assert re.search(r"not run \(job \d+_\d pending, cancelled due to job requeue, cut, with a", done.stdout)
+    assert re.search(
+        r"not run \([0-9a-f]{12}, job \d+_\d cancelled, cancelled, cut, with a checkpoint after step \d+", done.stdout
+    )
+    assert re.search(r"not run \([0-9a-f]{12}, job \d+_\d failed, .*can't be written", done.stdout)
+    assert re.search(
+        r"not run \([0-9a-f]{12}, job \d+_\d pending, cancelled due to job requeue, cut, with a", done.stdout
+    )
 
     # the same command waits for the requeued one, and submits the other two
     waited = task_of(out, requeued)

@@ -54,7 +54,7 @@ def collect(job, settle, finish) -> int:
         job.why = slurm.reasons(todo, found.folders, results.folder)
         probes = [c for c in todo if c.probe]
         for cell in probes:
-            print(f"no result: {cell}, lr {cell.plan.lr:.3g} {job.why[cell.run_id]}")
+            print(f"no result: {cell}, lr {cell.plan.lr:.3g} ({job.why[cell.run_id]})")
         if probes:
             print(f"{len(probes)} runs that look for a learning rate have no result; --print_commands prints them")
         return finish(job, results, "") or len(todo)

@@ -315,10 +315,12 @@ def reasons(cells: list[Cell], folders: dict[str, Path], out_dir: Path) -> dict[
         with contextlib.suppress(OSError):
             states = states_of(tasks.values())
     for cell in cells:
-        task, texts = tasks.get(cell.run_id), []
+        task, texts = tasks.get(cell.run_id), [cell.run_id]
         if task:
             texts.append(f"job {task} {states.get(task, '').lower()}".strip())
             texts.append(last_words(Path(out_dir) / "slurm" / f"{task}.log"))
         texts.append(why_missing(cell, folders))
+        if not any(texts[1:]):
+            texts.append("never started, or failed at once: see its job's output")
         found[cell.run_id] = ", ".join(text for text in texts if text)
     return found
