@@ -160,7 +160,8 @@ def report(out: Path, started: float) -> None:
 def make_parser() -> Parser:
     parser = Parser("data.py", __doc__, DataConfig)
     parser.flag("info", str, None, "describe a data folder, draw document lengths", group="inspect", metavar="DIR")
-    parser.flag("planned_tokens", int, None, "with --info: how many epochs this many make", group="inspect", min=1)
+    text = "with --info: how many epochs this many make"
+    parser.flag("planned_tokens", int, None, text, group="inspect", min=1, max=10**18)
     parser.flag("verify", str, None, "check every byte of a data folder", group="inspect", metavar="DIR")
     return parser
 

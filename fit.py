@@ -70,11 +70,11 @@ class Options:
     rows_are_runs: bool = option(False, "every row is a run of its own, no checkpoint")
     by: str | None = option(None, "a law for each value of this column (or file)", metavar="NAME")
     base: str | None = option(None, "value of --by that others are compared with", metavar="TEXT")
-    exclude_flops_above: float | None = option(None, "leave out runs of more FLOPs", above=0)
+    exclude_flops_above: float | None = option(None, "leave out runs of more FLOPs", above=0, below=MOST)
     drop_top_loss: int = option(0, "leave out the N runs of highest loss", min=0, max=10**9)
 
     bootstrap: int = option(RESAMPLES, "resamples for intervals, 0: none", group="fit", min=0, max=100_000)
-    seed: int = option(0, "seed of the resamples", min=0)
+    seed: int = option(0, "seed of the resamples", min=0, max=2**62)
     budget_tol: float = option(BUDGET_TOL, "relative spread of C within a budget", above=0, max=1)
     isoflop_method: str = option("pooled", "how fit_isoflop finds a minimum", flag=False,
                                  choices=("pooled", "local", "akima", "parabola"))  # fmt: skip
@@ -82,13 +82,13 @@ class Options:
     prior: bool = option(True, "weak priors from public sweeps in the coupled law")
     envelope_rule: str = option("hull", "how fit_envelope picks points", flag=False, choices=("hull", "bins"))
     envelope_keep_ends: bool = option(False, "keep points of the smallest and largest model", flag=False)
-    huber_delta: float = option(DELTA, "Huber threshold on ln L in the parametric fit", flag=False, above=0)
+    huber_delta: float = option(DELTA, "Huber threshold on ln L in the parametric fit", flag=False, above=0, max=1e6)
 
     predict_flops: tuple[float, ...] = option(
         (), "optimum at these C (default: largest, 10x it)", group="predictions", above=0, below=MOST
     )
     predict_params: tuple[float, ...] = option((), "D for which these N are the best size", above=0, below=MOST)
-    target_loss: tuple[float, ...] = option((), "C, N* and D* for these losses", above=0, below=MOST)
+    target_loss: tuple[float, ...] = option((), "C, N* and D* for these losses", above=0, max=1000)
     predict_runs: str | None = option(None, "file of (N, D) rows whose loss to predict", metavar="FILE")
     compare: bool = option(False, "show the published laws beside the fit")
 

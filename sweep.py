@@ -111,8 +111,10 @@ class SweepConfig:
     lrs: tuple[float, ...] | None = option(None, "try these rates at the end sizes of a budget", above=0, max=1e6)
     tune_lr: bool = option(False, "like --lrs, at 0.5x to 2x the default rate")
 
-    total_flops: float | None = option(None, "cap on all FLOPs ever spent in --out_dir", group="limits", above=0)
-    max_hours: float | None = option(None, "cap on all hours of its runs", above=0)
+    total_flops: float | None = option(
+        None, "cap on all FLOPs ever spent in --out_dir", group="limits", above=0, max=1e40
+    )
+    max_hours: float | None = option(None, "cap on all hours of its runs", above=0, max=1e9)
 
     parallel: str | None = option(
         None, "cells: a cell per process; ddp: each cell on all", group="execution", metavar="NAME"
@@ -139,11 +141,13 @@ class SweepConfig:
     vocab_size: int | None = option(None, "vocabulary without --data_dir (default: 512)", min=1, max=2**24)
 
     out_dir: str = option("sweep_results", "CSV, fit, figures, cells", group="output")
-    predict_flops: tuple[float, ...] | None = option(None, "predict N* here (default: 10x the largest)", above=0)
+    predict_flops: tuple[float, ...] | None = option(
+        None, "predict N* here (default: 10x the largest)", above=0, max=1e40
+    )
     dry_run: bool = option(False, "print cells, cost and expected intervals; stop")
     mfu: float | None = option(None, "--dry_run: time from this share of peak FLOP/s", above=0, max=1)
     law: str | None = option(None, "--dry_run: law to try the grid with")
-    price_per_hour: float | None = option(None, "--dry_run: price of a process (GPU or core)", above=0)
+    price_per_hour: float | None = option(None, "--dry_run: price of a process (GPU or core)", above=0, max=1e6)
 
     def __post_init__(self):
         problems = []

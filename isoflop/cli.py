@@ -34,6 +34,7 @@ from isoflop.options import (
     explain,
     integer,
     is_many,
+    mistake_in,
     option,
     options_of,
     parse_value,
@@ -91,7 +92,7 @@ class Parser(argparse.ArgumentParser):
         """
         f = option(default, help, **metadata)
         f.name, f.type = name, kind
-        self._add_flag(f, f.metadata["group"], default)
+        self._add_flag(f, f.metadata["group"], default, _reader(f, bounds=True))  # no dataclass checks them
 
     def _group(self, title: str | None):
         """The group of help with this title; without one, the group of --help itself."""
@@ -101,14 +102,14 @@ class Parser(argparse.ArgumentParser):
             self._groups[title] = self.add_argument_group(title)
         return self._groups[title]
 
-    def _add_flag(self, f, title, default):
+    def _add_flag(self, f, title, default, reader=None):
         m, kind = f.metadata, type_of(f)
         words = {"dest": f.name, "default": default, "help": _help(f).replace("%", "%%")}
         if kind is bool:
             words |= {"action": _Switch, "nargs": 0}
         else:
             name = "NAME" if m["choices"] else METAVARS[kind]
-            words |= {"type": _reader(f), "metavar": m["metavar"] or name}
+            words |= {"type": reader or _reader(f), "metavar": m["metavar"] or name}
             if m["repeat"]:
                 words["action"] = "append"
             elif is_many(f):
@@ -262,14 +263,18 @@ def _stdout_problem(error) -> OSError | None:
 # ----- argparse's parts -----
 
 
-def _reader(f):
+def _reader(f, bounds: bool = False):
     """The function that reads one word of a flag; argparse puts the flag's name before its complaint."""
 
     def read(text):
         try:
-            return parse_value(f, text)
+            value = parse_value(f, text)
         except UserError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
+        mistake = mistake_in(f, value) if bounds else None
+        if mistake:
+            raise argparse.ArgumentTypeError(f"{text} must be {mistake}")
+        return value
 
     return read
 

@@ -25,22 +25,24 @@ class ModelConfig:
     vocab_size: int = option(
         50257, "rows of the embedding; train.py takes it from the data", min=1, max=2**24, flag=False
     )
-    rope_theta: float = option(10000.0, "base of the rotary frequencies", above=0, rare=True)
-    head_size: int | None = option(None, "size of a head without --n_head (default: at most 64)", min=1, rare=True)
-    n_kv_head: int | None = option(None, "key and value heads, shared (default: n_head)", min=1, rare=True)
+    rope_theta: float = option(10000.0, "base of the rotary frequencies", above=0, max=1e12, rare=True)
+    head_size: int | None = option(
+        None, "of a head, without --n_head (default: at most 64)", min=1, max=2**20, rare=True
+    )
+    n_kv_head: int | None = option(None, "key and value heads, shared (default: n_head)", min=1, max=2**20, rare=True)
     n_ffn: int | None = option(None, "width of the MLP (default: ffn_mult x n_embd)", min=1, max=2**24, rare=True)
-    ffn_mult: float = option(4.0, "width of the MLP over n_embd, up to a multiple of 8", above=0, rare=True)
+    ffn_mult: float = option(4.0, "width of the MLP over n_embd, up to a multiple of 8", above=0, max=1024, rare=True)
     activation: str = option(
         "relu2", "of the MLP; swiglu has a gate", choices=("relu2", "gelu", "gelu_tanh", "swiglu"), rare=True
     )
     norm: str = option("rmsnorm", "normalization of each half-block", choices=("rmsnorm", "layernorm"), rare=True)
     norm_gain: bool = option(False, "learned gains (and biases, with bias) in the normalizations", rare=True)
-    norm_eps: float = option(1e-6, "added to the mean square before its root", above=0, rare=True)
+    norm_eps: float = option(1e-6, "added to the mean square before its root", above=0, max=1, rare=True)
     position: str = option("rope", "rotary positions or a learned table", choices=("rope", "learned"), rare=True)
     bias: bool = option(False, "biases in the linear layers, and in LayerNorm", rare=True)
     qk_norm: bool = option(True, "RMS-normalize queries and keys, without gains", rare=True)
     tied: bool = option(False, "one matrix for the embedding and the head", rare=True)
-    logit_softcap: float | None = option(None, "bend logits to cap * tanh(logits / cap)", above=0, rare=True)
+    logit_softcap: float | None = option(None, "bend logits to cap * tanh(logits / cap)", above=0, max=1e6, rare=True)
     init: str = option(
         "scaled",
         "scaled: unit outputs at any width; normal: GPT-2's N(0, 0.02)",
@@ -52,7 +54,8 @@ class ModelConfig:
     def add_flags(cls, parser):
         """--preset and --depth, which choose several fields at once."""
         parser.flag("preset", "str | None", None, "architecture and sizes by name, as gpt2 or llama-7b", group="model")
-        parser.flag("depth", "int | None", None, "one knob: N layers, width 64 N, --hparams depth", group="model")
+        text = "one knob: N layers, width 64 N, --hparams depth"
+        parser.flag("depth", "int | None", None, text, group="model", min=1, max=10_000)
 
     @classmethod
     def from_flags(cls, args, **given):

@@ -300,6 +300,21 @@ def script_server(scripts, seconds=60.0):
     process.wait(10)
 
 
+def flags_of(script: str) -> list:
+    """The argparse actions of a script's flags."""
+    import importlib
+
+    parsers = []
+    module = importlib.import_module(script)
+    run_main = module.run_main
+    module.run_main = lambda parser, *more: parsers.append(parser)
+    try:
+        module.main([])
+    finally:
+        module.run_main = run_main
+    return [action for action in parsers[0]._actions if action.option_strings and action.dest not in ("help", "model")]
+
+
 # ----- plan.py -----
 
 

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import script_server
+from helpers import flags_of, script_server
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -108,21 +108,6 @@ def good(server, tmp_path_factory):
         answer = server(script, flags.split(), folder)
         assert answer["status"] in (0, 2 if script == "sweep" else 0), answer["err"]
     return folder
-
-
-def flags_of(script: str) -> list:
-    """The argparse actions of a script's flags."""
-    import importlib
-
-    parsers = []
-    module = importlib.import_module(script)
-    run_main = module.run_main
-    module.run_main = lambda parser, *more: parsers.append(parser)
-    try:
-        module.main([])
-    finally:
-        module.run_main = run_main
-    return [action for action in parsers[0]._actions if action.option_strings and action.dest not in ("help", "model")]
 
 
 # ----- bad inputs -----

@@ -116,7 +116,7 @@ def test_warnings_name_the_flag():
     [
         ({}, "exactly one of"),
         ({"flop_budget": 1e12, "max_iters": 5}, "exactly one of"),
-        ({"flop_budget": 0}, "--flop_budget 0 must be a positive finite number"),
+        ({"flop_budget": 0}, "--flop_budget 0 must be above 0 and at most"),
         ({"flop_budget": -1}, "--flop_budget -1"),
         ({"flop_budget": math.nan}, "--flop_budget nan"),
         ({"flop_budget": math.inf}, "--flop_budget inf"),

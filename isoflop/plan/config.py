@@ -9,7 +9,7 @@ from isoflop.config import ModelConfig
 from isoflop.files import read_json
 from isoflop.options import UserError, check, option
 
-MOST = 1e30  # of FLOPs and tokens
+MOST = 1e29  # of FLOPs and tokens
 
 
 @dataclass(frozen=True)

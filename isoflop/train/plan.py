@@ -14,6 +14,7 @@ from isoflop.optim import hparams
 from isoflop.options import UserError, check, option
 
 MOST_STEPS = 10**9
+MOST_RATE = 1e12  # of a rate, weight or norm: within a few steps every loss is nan
 FEW_STEPS = 100  # a plan with fewer draws a warning: warm-up and decay then decide the loss
 MANY_EPOCHS = 4  # up to here repeated text is worth about as much as new (Muennighoff et al. 2023, arXiv:2305.16264)
 
@@ -22,9 +23,9 @@ MANY_EPOCHS = 4  # up to here repeated text is worth about as much as new (Muenn
 class RunConfig:
     """The first group of flags: when a run ends, where it writes, what it runs on. See TrainConfig."""
 
-    flop_budget: float | None = option(None, "stop at this many training FLOPs, 6 N D", group="run", above=0)
+    flop_budget: float | None = option(None, "stop at this many training FLOPs, 6 N D", group="run", above=0, max=1e29)
     max_iters: int | None = option(None, "stop after this many optimizer steps", min=1, max=MOST_STEPS)
-    tokens_per_param: float | None = option(None, "stop at this many tokens per parameter, D / N", above=0)
+    tokens_per_param: float | None = option(None, "stop at this many tokens per parameter, D / N", above=0, max=1e12)
     out_dir: str | None = option(None, "record, curve, weights (default: out/RUN_ID)", metavar="PATH")
     overwrite: bool = option(False, "run again, replace a record in --out_dir")
     seed: int = option(0, "seed of initial weights and data order", min=0, below=2**63)
@@ -52,8 +53,8 @@ class TrainConfig(RunConfig):
     micro_batch_size: int | None = option(None, "sequences per forward pass, if fewer than a step's", min=1, max=2**30)
     optimizer: str = option("adamw", "adamw or muon", choices=("adamw", "muon"))
     muon_adjust: str = option("match_rms_adamw", "scale of Muon's update", choices=("match_rms_adamw", "original"))
-    lr: float | None = option(None, "peak learning rate (default: by --hparams)", above=0)
-    lr_scale: float = option(1.0, "factor on the learning rate of --hparams", above=0)
+    lr: float | None = option(None, "peak learning rate (default: by --hparams)", above=0, max=MOST_RATE)
+    lr_scale: float = option(1.0, "factor on the learning rate of --hparams", above=0, max=MOST_RATE)
     schedule: str = option("cosine", "cosine, linear, wsd or constant", choices=("cosine", "linear", "wsd", "constant"))
     schedule_steps: int | None = option(None, "length of the schedule, if the run ends in it", min=1, max=MOST_STEPS)
     warmup_frac: float | None = option(None, "warm-up, share of steps (default: by --hparams)", min=0, below=1)
@@ -61,10 +62,10 @@ class TrainConfig(RunConfig):
     cooldown: str = option("linear", "shape of wsd's end: linear, 1-sqrt", choices=("linear", "1-sqrt"))
     cooldown_frac: float = option(0.2, "cooldown of wsd, share of steps", min=0, below=1)
     final_lr_frac: float = option(0.1, "final learning rate over the peak", min=0, below=1)
-    weight_decay: float | None = option(None, "decay of the matrices (default: by --hparams)", min=0, below=2**63)
+    weight_decay: float | None = option(None, "decay of the matrices (default: by --hparams)", min=0, max=MOST_RATE)
     beta2: float | None = option(None, "AdamW's beta2 (default: by --hparams)", min=0, below=1)
-    grad_clip: float = option(1.0, "clip the gradient's norm to this", above=0)
-    z_loss: float = option(0.0, "weight of log(Z)^2 in the loss", min=0, below=2**63)
+    grad_clip: float = option(1.0, "clip the gradient's norm to this", above=0, max=MOST_RATE)
+    z_loss: float = option(0.0, "weight of log(Z)^2 in the loss", min=0, max=MOST_RATE)
     ema: float = option(0.0, "decay of a mean of the weights; 0: off", min=0, below=1)
     zero1: bool = option(False, "shard the optimizer's state (ZeRO-1)")
 
