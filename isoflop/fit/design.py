@@ -65,7 +65,7 @@ MOST_PLANNED = 40  # runs in one plan
 
 @dataclass(frozen=True)
 class Decision:
-    """One chosen run: index into the candidates, its marginal cost, the share of variance it takes away, and why."""
+    """One chosen run: index into the candidates, marginal cost, share of variance it takes away, why, and Width then."""
 
     index: int
     n: float
@@ -74,6 +74,7 @@ class Decision:
     replicate: int
     gain: float
     why: str
+    after: Width
 
 
 @dataclass(frozen=True)
@@ -158,9 +159,8 @@ def choose(
     else:
         plan = _plan(state, candidates, budget, max_share, MOST_PLANNED)
     taken = plan[:count]
-    decisions = _decisions(state, candidates, taken, first)
-    largest = largest_of(runs, pending, candidates.flops[taken])
-    after = width_of(_after(state, taken), target, largest)
+    decisions = _decisions(state, candidates, taken, first, largest_of(runs, pending))
+    after = decisions[-1].after if decisions else before
     planned = width_of(_after(state, plan), target, largest_of(runs, pending, candidates.flops[plan]))
     return Choice(decisions, tuple(plan), scores, before, after, planned, _note(plan, count, payable, budget, cost))
 
@@ -239,12 +239,11 @@ def _first_round(state, candidates, budget, max_share, runs, pending):
     return chosen
 
 
-def _decisions(state, candidates, taken, first):
-    """A Decision for each index, with what it takes away after those before it."""
+def _decisions(state, candidates, taken, first, largest):
+    """A Decision for each index, with what it takes away after those before it; largest: FLOPs of the runs so far."""
     state, out = state.copy(), []
     for i, j in enumerate(taken):
-        before, gain = state.variance, state.gains()[j]
-        share = float(gain / max(before, 1e-300))
+        share = float(state.gains()[j] / max(state.variance, 1e-300))
         cost = float(candidates.cost_after(taken[:i])[j])
         replicate = 0 if candidates.replicate is None else int(candidates.replicate[j])
         spread = float(np.sqrt((state.root[:, j] ** 2).sum()))
@@ -253,8 +252,10 @@ def _decisions(state, candidates, taken, first):
             why = f"first round: {why}"
         if replicate:
             why = f"replicate {replicate}: {why}"
-        out.append(Decision(int(j), float(candidates.n[j]), float(candidates.d[j]), cost, replicate, share, why))
         state.observe(j)
+        largest = largest_of(largest, candidates.flops[j])
+        after = width_of(state, state.target, largest)
+        out.append(Decision(int(j), float(candidates.n[j]), float(candidates.d[j]), cost, replicate, share, why, after))
     return tuple(out)
 
 

@@ -21,7 +21,8 @@ from isoflop.options import UserError
 DRAWS = 200  # of the law; their covariances have a sampling error of 7%
 LOSS_UNIT, SIZE_UNIT = 0.01, 0.3  # sd of ln L and of ln N* that count alike
 LEVEL_SD = 0.3  # of ln L of unknown data, before any run
-PARTS = 8  # directions kept of many target rows
+MISFIT_RATE = 0.0
+PARTS = 6  # directions kept of many target rows
 
 
 @dataclass(frozen=True)
@@ -170,14 +171,17 @@ class Knowledge:
         """Variance (J,) of ln L about the law, as coupled.forecast_weights() weighs runs; c_ref weighs 1."""
         least = self.law.frontier_loss(c, Cost(float(np.median(c / (n * d)))))
         rise = np.maximum(np.log(self.law.loss(n, d) / least), 0.0)
-        return self.noise**2 * np.sqrt(c_ref / c) * (1.0 + (rise / RISE) ** 2)
+        misfit = MISFIT_RATE * np.maximum(np.log(c_ref / c), 0.0)
+        return self.noise**2 * np.sqrt(c_ref / c) * (1.0 + (rise / RISE) ** 2) + misfit**2
 
     def target_field(self, target):
         """Deviations that are to become small, (M, T), and the columns of ln L and of ln N* among them."""
         if target.flops is None:
             field = self.field(target.n, target.d)
             scaled = (field - field.mean(0)) / (LOSS_UNIT * np.sqrt(field.shape[1]))
-            return scaled, list(range(field.shape[1])), []
+            if scaled.shape[1] > PARTS:  # of many rows the directions in which draws differ most
+                scaled = scaled @ np.linalg.svd(scaled, full_matrices=False)[2][:PARTS].T
+            return scaled, list(range(scaled.shape[1])), []
         n = self.draws.optimum(target.flops, target.law_cost)[0]
         loss = self.draws.frontier_loss(target.flops, target.law_cost)
         columns = np.stack([np.log(loss) / LOSS_UNIT, np.log(n) / SIZE_UNIT], 1)
@@ -249,9 +253,6 @@ class State:
     def gains(self):
         """(J,) variance of the target that each candidate would take away."""
         own, wanted = self.root[:, : self.size], self.root[:, self.size :]
-        if wanted.shape[1] > PARTS:
-            u, s, _ = np.linalg.svd(wanted, full_matrices=False)
-            wanted = u[:, :PARTS] * s[:PARTS]
         return ((wanted.T @ own) ** 2).sum(0) / ((own**2).sum(0) + self.noise)
 
     def sds(self):
@@ -285,5 +286,5 @@ def largest_of(*parts):
     most = [0.0]
     for part in parts:
         values = part.flops if isinstance(part, Runs) else part
-        most.append(float(np.max(values, initial=0.0)))
+        most.append(float(np.max(np.r_[0.0, 0.0 if values is None else values])))
     return max(most) or None
