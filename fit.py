@@ -21,8 +21,8 @@ if __name__ == "__main__":  # before numpy: thousands of small matrix products a
 
 from isoflop import laws
 from isoflop.cli import Parser, UserError, check, option, run_main
-from isoflop.files import writable_folder, write_json
-from isoflop.fit import report, series
+from isoflop.files import writable_folder, write_json, write_text
+from isoflop.fit import report, series, suggest
 from isoflop.fit.backtest import backtest, conventions
 from isoflop.fit.compare import compare_families
 from isoflop.fit.coupled import DRAWS, fit_coupled
@@ -35,7 +35,7 @@ from isoflop.fit.parametric import fit_parametric
 from isoflop.fit.power_law import fit_kaplan, fit_power_law
 from isoflop.fit.predict import flatness, missed_budget, predict, skill_of
 from isoflop.fit.predictors import LawPredictor, isoflop_variants, line_predictor, parametric_predictor
-from isoflop.fit.result import METHODS, Analysis, Fits, bands, law_to_json, to_arrays, to_json, write_draws
+from isoflop.fit.result import METHODS, Analysis, Fits, bands, clean, law_to_json, to_arrays, to_json, write_draws
 from isoflop.fit.rows import SAME_ND
 from isoflop.fit.surface import forecast, forecast_runs
 from isoflop.fit.table import Table, read
@@ -92,6 +92,12 @@ class Options:
     predict_runs: str | None = option(None, "file of (N, D) rows whose loss to predict", metavar="FILE")
     compare: bool = option(False, "show the published laws beside the fit")
 
+    suggest: int | None = option(None, "propose so many runs to do next", group="next runs", min=1, max=1000)
+    target_flops: float | None = option(None, "whose optimum they are to tell", above=0, below=MOST, metavar="C")
+    target_runs: str | None = option(None, "or: file of (N, D) rows whose losses", metavar="FILE")
+    pool: str | None = option(None, "file of rows to choose from (default: any N, D)", metavar="FILE")
+    spend: float | None = option(None, "FLOPs for them (default: as much as the runs)", above=0, below=MOST)
+
     out_dir: str | None = option(None, "where to write (default: fit/ beside the CSV)", group="output", metavar="DIR")
     plots: bool = option(True, "draw the pictures")
     format: str = option("png", "of the pictures", choices=report.FORMATS)
@@ -105,7 +111,23 @@ class Options:
             more.append("--draws writes resamples, and --bootstrap 0 makes none; leave one of them out")
         if self.base is not None and self.by is None:
             more.append(f"--base {self.base} is a value of the column that --by names; give --by, too")
+        more += suggest_mistakes(self)
         check(self, more)
+
+
+def suggest_mistakes(options) -> list[str]:
+    """What is wrong with the flags of --suggest."""
+    asked = {name: getattr(options, name) for name in ("target_flops", "target_runs", "pool", "spend")}
+    given = [f"--{name} {value}" for name, value in asked.items() if value is not None]
+    if options.suggest is None:
+        return [f"{given[0]} is for --suggest; add --suggest 8"] if given else []
+    if options.by is not None:
+        return [f"--suggest proposes runs for one law and --by {options.by} makes several; keep one series by --where"]
+    if options.target_flops is None and options.target_runs is None:
+        return [f"--suggest {options.suggest} needs a target; add --target_flops 1e21, or --target_runs FILE"]
+    if options.target_flops is not None and options.target_runs is not None:
+        return [f"--target_flops {options.target_flops:g} and --target_runs are two targets; leave one of them out"]
+    return []
 
 
 # ----- from files to fit.json -----
@@ -140,6 +162,8 @@ def run(paths, out_dir=None, **options) -> dict:
     paths = [os.fspath(path) for path in paths]
     if not paths:
         raise UserError("no file given; name a CSV of runs, or give --law and something to predict")
+    if options.suggest is not None and suggest.is_empty(paths):
+        return first_round(paths, options)
     columns = {**columns_of(options), "loss_se": options.loss_se_col}
     table = read(
         paths, columns, options.where, options.exclude_flops_above, options.drop_top_loss, units=options.units,
@@ -152,7 +176,7 @@ def run(paths, out_dir=None, **options) -> dict:
     far = far_targets(options.predict_flops, table.c.max(), "--predict_flops")
     if far:
         table.info["warnings"].append({"code": "units", "message": far})
-    targets = read_targets(options)
+    targets = read_rows(options.predict_runs, options)
     if options.plots:
         import matplotlib  # noqa: F401  (where it is missing, that is said before the fit and not after)
     parts = {}
@@ -167,8 +191,12 @@ def run(paths, out_dir=None, **options) -> dict:
 
 def fit_table(table: Table, paths, folder: Path, options: Options, targets: Table | None) -> tuple[Analysis, dict]:
     """Fit a table of runs and write everything to a folder: (the analysis, what fit.json holds)."""
+    suggestions = propose(table, options)
     analysis = analyse(table, options, targets)
     result, arrays = to_json(analysis), to_arrays(analysis)
+    if suggestions is not None:
+        result["suggestions"] = clean(suggestions)
+        suggest.write_csv(folder / "suggested.csv", suggestions)
     if options.plots:
         arrays["bands"] = bands(analysis)
         arrays["scores"] = scores(paths)
@@ -192,16 +220,35 @@ def fit_series(parts: dict[str, Table], base: str, paths, folder: Path, options:
     return result
 
 
+def propose(table: Table | None, options: Options) -> dict | None:
+    """The suggestions of --suggest; None without it."""
+    if options.suggest is None:
+        return None
+    target_runs, pool = (read_rows(path, options) for path in (options.target_runs, options.pool))
+    return suggest.suggest(table, options.suggest, options.target_flops, target_runs, pool, options.spend)
+
+
+def first_round(paths, options: Options) -> dict:
+    """Runs to do first, from a table that has none; fit.json, suggested.csv and prediction.md hold nothing else."""
+    suggestions = propose(None, options)
+    folder = writable_folder(options.out_dir or Path(paths[0]).resolve().parent / "fit")
+    result = {"suggestions": clean(suggestions)}
+    write_json(folder / "fit.json", result, indent=1, allow_nan=False)
+    suggest.write_csv(folder / "suggested.csv", suggestions)
+    write_text(folder / "prediction.md", "# Runs to do first\n\n" + "\n".join(suggest.page(result)) + "\n")
+    return result
+
+
 def columns_of(options: Options) -> dict:
     """The columns named by --n_col, --d_col, --c_col and --loss_col; None where none is."""
     return {"n": options.n_col, "d": options.d_col, "c": options.c_col, "loss": options.loss_col}
 
 
-def read_targets(options: Options) -> Table | None:
-    """The runs of --predict_runs; None without it."""
-    if options.predict_runs is None:
+def read_rows(path: str | None, options: Options) -> Table | None:
+    """Rows of N and D whose loss may be missing; None without a file."""
+    if path is None:
         return None
-    return read([options.predict_runs], columns_of(options), need_loss=False, units=options.units)
+    return read([path], columns_of(options), need_loss=False, units=options.units)
 
 
 def analyse(table: Table, options: Options, targets: Table | None = None) -> Analysis:
@@ -337,7 +384,7 @@ def fit_compute_law(isoflop, envelope):
 def from_law(name: str, options: Options) -> dict:
     """Predictions of a published law, or of one given as E=..,A=..,B=..,alpha=..,beta=.., without any run."""
     law = laws.parse_law(name)
-    targets = read_targets(options)
+    targets = read_rows(options.predict_runs, options)
     if not (options.predict_flops or options.predict_params or options.target_loss or targets):
         raise UserError("--law needs --predict_flops, --predict_params, --target_loss or --predict_runs")
     predictors = [LawPredictor(f"published:{name}", law)]
@@ -365,6 +412,9 @@ def fit_and_print(parser, args):
         print(report.summary(from_law(args.law, options)))
         return
     result = run(args.paths, **vars(options))
+    if "forecast" not in result and options.by is None:  # no runs yet
+        print(report.suggestions(result))
+        return
     if options.by is not None:
         print(series.summary(result))
         return

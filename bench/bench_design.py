@@ -37,6 +37,7 @@ SHARES = (0.01, 0.05, 0.10, 0.20)
 METHODS = ("adaptive", "isoFLOP grid", "cheapest first", "random", "D-optimal")
 PORIAN = "porian owt2, mean of 5"
 MOST_RUNS = 60  # that an adaptive replay chooses
+MAX = 1.0
 THIN = 400  # rows of a pool; of more every so many
 
 
@@ -118,7 +119,7 @@ def adaptive(pool, target, spend, prior, rng):
         known, some = pool[chosen], pool[open_rows]
         runs, candidates = Runs(known.n, known.d, known.loss, known.c), Candidates(some.n, some.d, some.c, some.c)
         count = max(2, len(chosen) // 4) if chosen else MOST_RUNS
-        choice = choose(runs, candidates, aim, count, left, prior=prior)
+        choice = choose(runs, candidates, aim, count, left, prior=prior, max_share=min(1.0, MAX * spend / left))
         if not choice.decisions:
             break
         chosen += [int(open_rows[decision.index]) for decision in choice.decisions]

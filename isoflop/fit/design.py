@@ -17,7 +17,7 @@ How a choice is made
   `flops`; of given rows the mean variance of ln L.
 - Noise of a run's ln L: that of the forecast's weights, so more for cheap runs and runs far above the frontier.
 - Plan: the whole of the budget is planned, once by each power of cost in COST_POWERS (0: the most informative run that
-  can be paid; 1: the most per FLOP). The plan that leaves the least variance wins; of equals, the one that costs less.
+  can be paid; .5: a bit more for cheap ones; by 1, gain per FLOP, replays were worse). The plan that leaves the least variance wins; of equals, the one that costs less.
   Its first `count` runs are the choice. The next call plans again with what has been learnt.
 - Marginal cost: `candidates.marginal` tells what every candidate costs once some are taken (shared trunks).
 - Ties go to the lower cost, then the lower replicate, then the lower index. A replicate is told from its first by its
@@ -56,16 +56,16 @@ from isoflop.fit.knowledge import (
 from isoflop.laws import Law
 from isoflop.options import UserError
 
-COST_POWERS = (0.0, 0.5, 1.0)
+COST_POWERS = (0.0, 0.5)
 LEAST_GAIN = 1e-3  # of the target's variance
-FIRST_RUNS, FIRST_SHARE = 5, 0.15
-FIRST_KINDS = 3  # sizes and lengths in the first round
+FIRST_RUNS, FIRST_SHARE = 5, 0.05
+FIRST_KINDS, FIRST_MOST = 3, 0.4  # sizes and lengths in the first round, share of it that one run may cost
 MOST_PLANNED = 40  # runs in one plan
 
 
 @dataclass(frozen=True)
 class Decision:
-    """One chosen run: index into the candidates, marginal cost, share of variance it takes away, why, and Width then."""
+    """One chosen run: index of the candidate, marginal cost, share of variance it takes away, why, and Width then."""
 
     index: int
     n: float
@@ -110,7 +110,7 @@ class Choice:
 
 def choose(
     runs: Runs, candidates: Candidates, target: Target, count: int, budget: float,
-    pending: Runs | None = None, prior=PUBLIC, seed=0, max_share=1.0,
+    pending: Runs | None = None, prior=PUBLIC, seed=0, max_share=1.0, most=MOST_PLANNED,
 ) -> Choice:  # fmt: skip
     """
     The next runs to train.
@@ -133,6 +133,8 @@ def choose(
         Of the draws.
     max_share : float
         Largest part of the budget that one run may cost.
+    most : int
+        Runs that the whole budget may be spent on.
 
     Returns
     -------
@@ -151,17 +153,18 @@ def choose(
     payable = cost <= min(budget, max_share * budget) * (1 + 1e-9)
     c_ref = largest_of(runs, pending, candidates.flops[payable])
     state = State(knowledge, candidates, target, pending, c_ref)
-    before, scores = width_of(state, target, largest_of(runs, pending)), state.gains() / max(state.variance, 1e-300)
+    law_alone = State(knowledge, candidates, target, pending, c_ref, misfit=False)
+    before, scores = width_of(law_alone, target, largest_of(runs, pending)), state.gains() / state.variance
     scores = np.where(payable, scores, np.nan)
     first = len(runs) + len(pending) < FIRST_RUNS
     if first:
         plan = _first_round(state, candidates, budget, max_share, runs, pending)
     else:
-        plan = _plan(state, candidates, budget, max_share, MOST_PLANNED)
+        plan = _plan(state, candidates, budget, max_share, most)
     taken = plan[:count]
-    decisions = _decisions(state, candidates, taken, first, largest_of(runs, pending))
+    decisions = _decisions(state, law_alone, candidates, taken, first, largest_of(runs, pending))
     after = decisions[-1].after if decisions else before
-    planned = width_of(_after(state, plan), target, largest_of(runs, pending, candidates.flops[plan]))
+    planned = width_of(_after(law_alone, plan), target, largest_of(runs, pending, candidates.flops[plan]))
     return Choice(decisions, tuple(plan), scores, before, after, planned, _note(plan, count, payable, budget, cost))
 
 
@@ -224,7 +227,7 @@ def _first_round(state, candidates, budget, max_share, runs, pending):
     cost = candidates.cost_after(())
     share = min(max(FIRST_SHARE * budget, np.sort(cost)[:FIRST_RUNS].sum()), budget)
     count = FIRST_RUNS - len(runs) - len(pending)
-    chosen, spent, _ = _greedy(state, candidates, share, max_share, count, 0.0)
+    chosen, spent, _ = _greedy(state, candidates, share, min(max_share, FIRST_MOST), count, 0.0)
     # a law needs several sizes and lengths: the cheapest run of a new one, until there are enough
     for name in ("n", "d"):
         values = np.round(np.log(np.asarray(getattr(candidates, name), float)), 2)
@@ -239,22 +242,23 @@ def _first_round(state, candidates, budget, max_share, runs, pending):
     return chosen
 
 
-def _decisions(state, candidates, taken, first, largest):
+def _decisions(state, law_alone, candidates, taken, first, largest):
     """A Decision for each index, with what it takes away after those before it; largest: FLOPs of the runs so far."""
-    state, out = state.copy(), []
+    state, law_alone, out = state.copy(), law_alone.copy(), []
     for i, j in enumerate(taken):
         share = float(state.gains()[j] / max(state.variance, 1e-300))
         cost = float(candidates.cost_after(taken[:i])[j])
         replicate = 0 if candidates.replicate is None else int(candidates.replicate[j])
-        spread = float(np.sqrt((state.root[:, j] ** 2).sum()))
+        spread = float(np.sqrt((law_alone.root[:, j] ** 2).sum()))
         why = f"draws differ by {100 * spread:.2g}% on its loss; takes {100 * share:.2g}% off the target's variance"
         if first:
             why = f"first round: {why}"
         if replicate:
             why = f"replicate {replicate}: {why}"
         state.observe(j)
+        law_alone.observe(j)
         largest = largest_of(largest, candidates.flops[j])
-        after = width_of(state, state.target, largest)
+        after = width_of(law_alone, state.target, largest)
         out.append(Decision(int(j), float(candidates.n[j]), float(candidates.d[j]), cost, replicate, share, why, after))
     return tuple(out)
 
@@ -293,10 +297,11 @@ def expected_widths(runs, candidates, target, spends, pending=None, prior=PUBLIC
     cost, out = candidates.cost_after(()), []
     for spend in spends:
         payable = cost <= max_share * spend * (1 + 1e-9)
-        state = State(knowledge, candidates, target, pending, largest_of(runs, pending, candidates.flops[payable]))
+        c_ref = largest_of(runs, pending, candidates.flops[payable])
+        state, law_alone = (State(knowledge, candidates, target, pending, c_ref, misfit) for misfit in (True, False))
         plan = _plan(state, candidates, spend, max_share, 2 * MOST_PLANNED)
         largest = largest_of(runs, pending, candidates.flops[plan])
-        out.append((len(plan), width_of(_after(state, plan), target, largest)))
+        out.append((len(plan), width_of(_after(law_alone, plan), target, largest)))
     return out
 
 

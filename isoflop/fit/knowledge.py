@@ -21,7 +21,9 @@ from isoflop.options import UserError
 DRAWS = 200  # of the law; their covariances have a sampling error of 7%
 LOSS_UNIT, SIZE_UNIT = 0.01, 0.3  # sd of ln L and of ln N* that count alike
 LEVEL_SD = 0.3  # of ln L of unknown data, before any run
-MISFIT_RATE = 0.0
+WAVES = 40  # random waves that carry a misfit
+NEAR_SHARE, NEAR = 0.5, (0.2, 1.0)  # of a run's variance about the law what runs of like size and length share, and how
+FAR_SD, FAR = 0.02, (2.5, 2.5)  # sd of ln L by which a law is off in the large; lengths, as above, in ln N and ln D
 PARTS = 6  # directions kept of many target rows
 
 
@@ -168,19 +170,18 @@ class Knowledge:
         return np.log(self.draws.each(lambda v: np.asarray(v, float)[:, None]).loss(n, d))
 
     def noise_variance(self, n, d, c, c_ref):
-        """Variance (J,) of ln L about the law, as coupled.forecast_weights() weighs runs; c_ref weighs 1."""
+        """Variance (J,) of ln L about the law as coupled.forecast_weights() weighs runs; c_ref weighs 1."""
+        if not len(n):
+            return np.zeros(0)
         least = self.law.frontier_loss(c, Cost(float(np.median(c / (n * d)))))
         rise = np.maximum(np.log(self.law.loss(n, d) / least), 0.0)
-        misfit = MISFIT_RATE * np.maximum(np.log(c_ref / c), 0.0)
-        return self.noise**2 * np.sqrt(c_ref / c) * (1.0 + (rise / RISE) ** 2) + misfit**2
+        return self.noise**2 * np.sqrt(c_ref / c) * (1.0 + (rise / RISE) ** 2)
 
     def target_field(self, target):
         """Deviations that are to become small, (M, T), and the columns of ln L and of ln N* among them."""
         if target.flops is None:
             field = self.field(target.n, target.d)
             scaled = (field - field.mean(0)) / (LOSS_UNIT * np.sqrt(field.shape[1]))
-            if scaled.shape[1] > PARTS:  # of many rows the directions in which draws differ most
-                scaled = scaled @ np.linalg.svd(scaled, full_matrices=False)[2][:PARTS].T
             return scaled, list(range(scaled.shape[1])), []
         n = self.draws.optimum(target.flops, target.law_cost)[0]
         loss = self.draws.frontier_loss(target.flops, target.law_cost)
@@ -209,28 +210,51 @@ class State:
     """
     Square root of the covariance of candidates and target, (M, J + T); observe() conditions on a run.
 
-    The covariance is root' root; an observation of column v with noise r takes v v' / (v'v + r) off it.
+    The covariance is root' root; an observation of column v with noise r takes v v' / (v'v + r) off it. With `misfit`
+    no law is believed to the end: ln L = ln law + what all runs of a region share (FAR) + what runs of like size and
+    length share (NEAR) + noise, the first of them at the target, too.
     """
 
-    def __init__(self, knowledge, candidates, target, pending, c_ref):
+    def __init__(self, knowledge, candidates, target, pending, c_ref, misfit=True):
         self.target, self.knowledge, self.c_ref = target, knowledge, c_ref
         self.size = len(candidates)
         wanted, self.loss_columns, self.n_columns = knowledge.target_field(target)
-        fields = [knowledge.field(candidates.n, candidates.d), knowledge.field(pending.n, pending.d), wanted]
-        root = np.hstack(fields)
+        n, d = (np.r_[getattr(candidates, name), getattr(pending, name)].astype(float) for name in ("n", "d"))
+        root = np.hstack([knowledge.field(n, d), wanted])
         root -= root.mean(0)
-        self.root = root / np.sqrt(len(root) - 1)
-        self.noise = self._noise(candidates.n, candidates.d, candidates.flops)
-        others = self._noise(pending.n, pending.d, pending.flops)
-        for i, variance in enumerate(others):
+        root /= np.sqrt(len(root) - 1)
+        noise = knowledge.noise_variance(n, d, np.r_[candidates.flops, pending.flops], c_ref)
+        if misfit:
+            root = np.vstack([root, self._misfit(n, d, noise, len(self.n_columns))])
+            noise = (1.0 - NEAR_SHARE) * noise
+        self.root, self.noise = root, noise[: self.size]
+        for i, variance in enumerate(noise[self.size :]):
             self._condition(self.size + i, variance)
-        self.root = np.hstack([self.root[:, : self.size], self.root[:, self.size + len(pending) :]])
+        wanted = self.root[:, len(n) :]
+        if wanted.shape[1] > PARTS:  # of many rows the directions in which they differ most
+            wanted = wanted @ np.linalg.svd(wanted, full_matrices=False)[2][:PARTS].T
+            self.loss_columns = list(range(PARTS))
+        self.root = np.hstack([self.root[:, : self.size], wanted])
 
-    def _noise(self, n, d, c):
-        if not len(n):
-            return np.zeros(0)
-        n, d = np.asarray(n, float), np.asarray(d, float)
-        return self.knowledge.noise_variance(n, d, c, self.c_ref)
+    def _misfit(self, n, d, noise, others):
+        """Rows of the root for what the law misses, given the known runs; no column of ln N* (others) has any."""
+        runs, target = self.knowledge.runs, self.target
+        if target.flops is None:
+            at = np.asarray(target.n, float), np.asarray(target.d, float)
+        else:
+            at = [np.array([v]) for v in self.knowledge.law.optimum(target.flops, target.law_cost)]
+        unit = LOSS_UNIT * np.sqrt(len(at[0]))
+        far = FAR_SD * np.hstack([waves(n, d, FAR), waves(*at, FAR) / unit])
+        near = np.pad(np.sqrt(NEAR_SHARE * noise) * waves(n, d, NEAR), ((0, 0), (0, len(at[0]))))
+        rows = np.pad(np.vstack([far, near]), ((0, 0), (0, others)))
+        if not len(runs):
+            return rows
+        known = self.knowledge.noise_variance(runs.n, runs.d, runs.flops, self.c_ref)
+        seen = np.vstack(
+            [FAR_SD * waves(runs.n, runs.d, FAR), np.sqrt(NEAR_SHARE * known) * waves(runs.n, runs.d, NEAR)]
+        )
+        precision = np.eye(len(rows)) + (seen / ((1.0 - NEAR_SHARE) * known)) @ seen.T
+        return np.linalg.solve(np.linalg.cholesky(precision), rows)
 
     def _condition(self, column, variance):
         v = self.root[:, column].copy()
@@ -262,6 +286,13 @@ class State:
         if not self.n_columns:
             return float(loss), None
         return float(loss), float(SIZE_UNIT * np.sqrt((wanted[:, self.n_columns] ** 2).sum()))
+
+
+def waves(n, d, lengths):
+    """(2 WAVES, J), the products of whose columns are about exp(-sum over ln n and ln d of (distance / length)^2 / 2)."""
+    frequency = np.random.default_rng(0).standard_normal((2, WAVES, 1))
+    phase = frequency[0] * np.log(n) / lengths[0] + frequency[1] * np.log(d) / lengths[1]
+    return np.vstack([np.cos(phase), np.sin(phase)]) / np.sqrt(WAVES)
 
 
 def width_of(state, target, c_max):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from isoflop.display import estimate, fixed, flops, markdown_table, sig
+from isoflop.fit import suggest
 from isoflop.fit.figures import PICTURES
 from isoflop.fit.findings import (
     answers,
@@ -272,6 +273,7 @@ def page(result, arrays, drawn=(), missing=()):
     _, refused = notes_of(result)
     parts = {
         "Forecast": _forecast(result, arrays),
+        "Runs to do next": suggest.page(result),
         "How far to trust it": _trust(result, float(arrays["c"].max())),
         "Other methods": _answers(result),
         "Laws": _laws(result),

@@ -15,6 +15,7 @@ import numpy as np
 
 from isoflop.display import fixed, sig, text_table
 from isoflop.files import atomic, write_text
+from isoflop.fit import suggest
 from isoflop.fit.axes import RC, Skip
 from isoflop.fit.figures import PICTURES
 from isoflop.fit.findings import (
@@ -155,6 +156,7 @@ def summary(result):
     tables = [
         _columns(*forecast_answer(result)),
         forecast_source(result),
+        suggestions(result),
         "\n".join(_input_lines(result)),
         _columns(*law_letters(result)),
         _columns(one_header, one_rows),
@@ -179,6 +181,12 @@ def summary(result):
     for line in lines:
         out += textwrap.wrap(line, WIDTH, subsequent_indent="    ") if len(line) > WIDTH else [line]
     return "\n".join(out).strip()
+
+
+def suggestions(result):
+    """The runs to do next, as text; "" where none were asked for."""
+    header, rows, said = suggest.answer(result)
+    return "\n".join([_columns(header, rows), *said]).strip()
 
 
 def _columns(header, rows):

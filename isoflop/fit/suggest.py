@@ -13,7 +13,7 @@ import io
 
 import numpy as np
 
-from isoflop.display import flops, markdown_table, percent, sig, si
+from isoflop.display import flops, markdown_table, percent, si, sig
 from isoflop.files import write_text
 from isoflop.fit.design import Candidates, Runs, Target, choose
 from isoflop.fit.knowledge import Knowledge
@@ -31,6 +31,7 @@ RATIO = (1.0, 2000.0)  # tokens per parameter
 CHINCHILLA = 20.0  # tokens per parameter of the best size, while fewer than three runs are known
 MAX_SHARE = 0.5  # of the money that one run may cost
 MOST_CANDIDATES = 5_000
+MOST_KNOWN = 2_000  # runs that the law is fitted to; of more every so many
 COLUMNS = ("rank", "run_id", "params", "tokens", "flops", "replicate", "gain", "pi95_loss", "pi95_n_opt", "why")
 
 
@@ -70,32 +71,35 @@ def suggest(
     """
     runs, cost, names = Runs.none(), SIX_ND, []
     if table is not None:
-        runs, cost, names = Runs(table.n, table.d, table.loss, table.c), cost_of(table.n, table.d, table.c), table.run_id
+        some = slice(None, None, -(-len(table.n) // MOST_KNOWN))
+        n, d, c, names = table.n[some], table.d[some], table.c[some], table.run_id
+        runs, cost = Runs(n, d, table.loss[some], c), cost_of(n, d, c)
     if target_flops is not None:
         target, aimed = Target(flops=target_flops, law_cost=cost), target_flops
     else:
         target, aimed = Target(n=target_runs.n, d=target_runs.d), float(target_runs.c.sum())
     if spend is None:
-        spend = float(runs.flops.sum()) if len(runs) else FIRST_SPEND * aimed
+        spend = float(table.c.sum()) if table is not None else FIRST_SPEND * aimed
     notes = []
     if pool is not None:
         candidates, labels = _of_pool(pool, names, notes)
         share = 1.0
     else:
-        candidates, labels = _ladder(runs, names, cost, spend)
-        share = MAX_SHARE
-    choice = choose(runs, candidates, target, count, spend, max_share=share)
+        candidates, labels = _ladder(runs, names[some] if len(runs) else [], cost, spend)
+        share = min(MAX_SHARE, 3.0 / count)
+    choice = choose(runs, candidates, target, count, spend, max_share=share, most=count)
     if choice.note:
         notes.append(choice.note)
     rows = []
     for rank, decision in enumerate(choice.decisions, 1):
         row = {"rank": rank, "run_id": labels[decision.index], "params": decision.n, "tokens": decision.d}
         row |= {"flops": decision.cost, "replicate": decision.replicate, "gain": decision.gain}
-        rows.append(row | {"pi95_loss": decision.after.pi95_loss, "pi95_n_opt": decision.after.pi95_n, "why": decision.why})
+        row |= {"pi95_loss": decision.after.pi95_loss, "pi95_n_opt": decision.after.pi95_n, "why": decision.why}
+        rows.append(row)
     asked = {"flops": target_flops} if target_flops is not None else {"runs": len(target_runs.n)}
     out = {"target": asked, "spend": spend, "cost": float(sum(row["flops"] for row in rows)), "rows": rows}
-    out |= {"candidates": len(candidates), "known": len(runs), "planned_runs": len(choice.plan), "notes": notes}
-    for name in ("before", "after", "planned"):
+    out |= {"candidates": len(candidates), "known": len(runs), "notes": notes}
+    for name in ("before", "after"):
         width = getattr(choice, name)
         out[name] = {"pi95_loss": width.pi95_loss, "pi95_n_opt": width.pi95_n}
     return out
@@ -124,11 +128,11 @@ def _of_pool(pool, known, notes):
 
 
 def _ladder(runs, names, cost, spend):
-    """(Candidates, their labels): sizes about the best of every compute, lengths that fit, and repeats of known runs."""
+    """(Candidates, their labels): sizes about the best of every compute that can be paid, and repeats of known runs."""
     computes = MAX_SHARE * spend / 2.0 ** np.arange(OCTAVES)
     best = np.sqrt(computes / (6.0 * CHINCHILLA))
     if len(runs) >= 3:
-        draws = Knowledge(runs, None).draws
+        draws = Knowledge(runs, Candidates(runs.n, runs.d, runs.flops)).draws
         best = np.array([np.median(draws.optimum(c, cost)[0]) for c in computes])
     best = np.clip(best, np.sqrt(computes / (6.0 * RATIO[1])), np.sqrt(computes / (6.0 * RATIO[0])))
     steps = np.round(np.log(best) / np.log(LADDER))[:, None] + np.arange(-AROUND, AROUND + 1)
@@ -173,19 +177,17 @@ def answer(result):
     header = ["run next", "N", "D", "D/N", "FLOPs", "takes off", "pi95 of loss", "pi95 of N*"]
     if "runs" in found["target"]:
         header = header[:-1]
-    said = [f"for {aim}: {len(rows)} runs for {flops(found['cost'], 3)} of {flops(found['spend'], 3)} FLOPs; pi95 of the "
-            f"loss {_from_to(found)}, and {_half(found['planned'])} after a plan of {found['planned_runs']} for all of it"]  # fmt: skip
-    return header, rows, said + found["notes"]
+    said = (
+        f"for {aim}: {len(rows)} runs for {flops(found['cost'], 3)} of {flops(found['spend'], 3)} FLOPs; pi95 of the "
+    )
+    said += f"loss {_half(found['after'])} after them"
+    if found["known"]:  # without runs there is no "before"
+        said += f", {_half(found['before'])} now"
+    return header, rows, [said, *found["notes"]]
 
 
 def _half(width):
     return f"±{percent(np.expm1(width['pi95_loss']))}"
-
-
-def _from_to(found):
-    """From where to where the interval goes; without runs there is no "from"."""
-    after = f"{_half(found['after'])} after them"
-    return f"{_half(found['before'])} now, {after}" if found["known"] else after
 
 
 def page(result):
