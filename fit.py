@@ -179,19 +179,20 @@ def run(paths, out_dir=None, **options) -> dict:
     targets = read_rows(options.predict_runs, options)
     if options.plots:
         import matplotlib  # noqa: F401  (where it is missing, that is said before the fit and not after)
-    parts = {}
+    suggestions, parts = propose(table, options), {}
     if options.by is not None:
         parts = series.split(table, options.by)
         base = series.choose_base(list(parts), options.base, options.by)
     folder = writable_folder(options.out_dir or Path(paths[0]).resolve().parent / "fit")
     if parts:
         return fit_series(parts, base, paths, folder, options, targets)
-    return fit_table(table, paths, folder, options, targets)[1]
+    return fit_table(table, paths, folder, options, targets, suggestions)[1]
 
 
-def fit_table(table: Table, paths, folder: Path, options: Options, targets: Table | None) -> tuple[Analysis, dict]:
+def fit_table(
+    table: Table, paths, folder: Path, options: Options, targets: Table | None, suggestions: dict | None = None
+) -> tuple[Analysis, dict]:
     """Fit a table of runs and write everything to a folder: (the analysis, what fit.json holds)."""
-    suggestions = propose(table, options)
     analysis = analyse(table, options, targets)
     result, arrays = to_json(analysis), to_arrays(analysis)
     if suggestions is not None:

@@ -3,12 +3,13 @@ Replays on real runs: what a share of a pool's FLOPs tells of runs beyond it, by
 
     python bench/bench_design.py [--reference ../shared/reference] [--draws 10] [--sets study farseer]
 
-Pools are real sweeps; the dearer runs of each are held out as the target. A draw leaves out a random tenth of the pool.
-Each way of choosing has a share of the pool's FLOPs to spend, then the coupled law is fitted to what it chose, with the
-prior that the other families of sweeps give (learn_prior of bench_forecast.py), and held against the target: mean
-absolute error of ln L in percent, mean over the draws [least, most].
+Pools are real sweeps; the dearer runs of each are held out, and the target is those of them near their frontier (of
+Farseer and of our study: all that are held out). The first draw is the whole pool, the others leave out a random tenth
+of it. Each way of choosing has a share of the whole pool's FLOPs to spend, then the coupled law is fitted to what it
+chose, with the prior that the other families of sweeps give (learn_prior of bench_forecast.py), and held against the
+target: mean absolute error of ln L in percent, mean over the draws [least, most].
 
-- adaptive: isoflop/fit/design.py, planned again after every run, later after every fifth of the runs known.
+- adaptive: isoflop/fit/design.py, planned again after every second run, later after every fourth of the runs known.
 - isoFLOP grid: budgets a factor 2 apart, 7 sizes each, spread over the sizes that the pool has at that budget.
 - cheapest first; random; D-optimal: greedily the largest determinant of the coupled law's information under the prior.
 """
@@ -30,14 +31,14 @@ from bench_forecast import GRIDS, OTHERS, learn_prior  # noqa: E402
 
 from isoflop.display import markdown_table  # noqa: E402
 from isoflop.fit import table as tables  # noqa: E402
-from isoflop.fit.coupled import fit_coupled  # noqa: E402
+from isoflop.fit.coupled import fit_coupled, frontier_rise  # noqa: E402
 from isoflop.fit.design import Candidates, Knowledge, Runs, State, Target, choose  # noqa: E402
 
 SHARES = (0.01, 0.05, 0.10, 0.20)
 METHODS = ("adaptive", "isoFLOP grid", "cheapest first", "random", "D-optimal")
 PORIAN = "porian owt2, mean of 5"
 MOST_RUNS = 60  # that an adaptive replay chooses
-MAX = 1.0
+NEAR_FRONTIER = 0.02  # ln L by which a target lies above the frontier of what is held out, at most
 THIN = 400  # rows of a pool; of more every so many
 
 
@@ -66,7 +67,7 @@ def read_sets(folder):
     study, held = (tables.read([str(ROOT / "results" / f"{name}.csv")]) for name in ("cpu", "cpu_heldout"))
     every["study"] = ("cpu", rows_of(study), rows_of(held))
     farseer = rows_of(tables.read([str(folder / "more/farseer.csv")]))
-    every["farseer"] = ("farseer", *split(farseer, 1.2e21))
+    every["farseer"] = ("farseer", *split(farseer, 1.2e21, np.inf))
     points = rows_of(tables.read([str(folder / "chinchilla_epoch.csv")], drop_top_loss=5))
     every["chinchilla"] = ("chinchilla", *split(points, points.c.max() / 8))
     curve = tables.read([str(folder / "gemstones_hot_477.csv")]).curve
@@ -83,12 +84,11 @@ def rows_of(table):
     return Rows(table.n, table.d, table.c, table.loss)
 
 
-def split(rows, c):
-    """(runs of at most c FLOPs, the others), each thinned to THIN."""
-    parts = []
-    for part in (rows[rows.c <= c], rows[rows.c > c]):
-        parts.append(part[:: -(-len(part) // THIN)])
-    return parts
+def split(rows, c, near=NEAR_FRONTIER):
+    """(runs of at most c FLOPs, the others as far as they are near their own frontier), each thinned to THIN."""
+    pool, held = rows[rows.c <= c], rows[rows.c > c]
+    held = held[frontier_rise(held.c, held.loss) <= near]
+    return [part[:: -(-len(part) // THIN)] for part in (pool, held)]
 
 
 def read_priors(folder):
@@ -119,7 +119,7 @@ def adaptive(pool, target, spend, prior, rng):
         known, some = pool[chosen], pool[open_rows]
         runs, candidates = Runs(known.n, known.d, known.loss, known.c), Candidates(some.n, some.d, some.c, some.c)
         count = max(2, len(chosen) // 4) if chosen else MOST_RUNS
-        choice = choose(runs, candidates, aim, count, left, prior=prior, max_share=min(1.0, MAX * spend / left))
+        choice = choose(runs, candidates, aim, count, left, prior=prior)
         if not choice.decisions:
             break
         chosen += [int(open_rows[decision.index]) for decision in choice.decisions]
@@ -203,12 +203,13 @@ def replay(family, pool, target, prior, draws, progress, methods=METHODS, shares
     out = {}
     for draw in range(draws):
         rng = np.random.default_rng(draw)
-        keep = np.sort(rng.choice(len(pool), int(0.9 * len(pool)), replace=False))
-        some = pool[keep]
+        some = pool
+        if draw:
+            some = pool[np.sort(rng.choice(len(pool), int(0.9 * len(pool)), replace=False))]
         out.setdefault(("whole pool", 1.0), []).append((*errors_of(some, slice(None), target, prior), len(some)))
         for share in shares:
             for method in methods:
-                chosen = WAYS[method](some, target, share * some.c.sum(), prior, np.random.default_rng(draw))
+                chosen = WAYS[method](some, target, share * pool.c.sum(), prior, np.random.default_rng(draw))
                 found = (*errors_of(some, chosen, target, prior), len(chosen))
                 out.setdefault((method, share), []).append(found)
             progress()

@@ -10,22 +10,24 @@ Which runs to train next, for what they tell about a target.
 The state of knowledge is a set of draws of the coupled law (coupled.py: families by their evidence, all from one
 posterior; the public prior's where fewer than three runs are known). What the draws say of a candidate's loss and what
 they say of the target covary; a run takes away cov^2 / (variance + noise) of the target's variance, whatever family or
-basin a draw is of, so that runs on which families disagree are worth most. No single fit is believed.
+basin a draw is of, so that runs on which families disagree are worth most. No single fit is believed, and no law to the
+end: losses miss it by what all runs of a region share and by what runs of like size share (knowledge.State), so a run
+near the target is worth more than the law says, and a second one beside it less.
 
 How a choice is made
 - Target: variance of ln L in units of LOSS_UNIT and of ln N* in units of SIZE_UNIT, at the compute-optimal point of
   `flops`; of given rows the mean variance of ln L.
 - Noise of a run's ln L: that of the forecast's weights, so more for cheap runs and runs far above the frontier.
 - Plan: the whole of the budget is planned, once by each power of cost in COST_POWERS (0: the most informative run that
-  can be paid; .5: a bit more for cheap ones; by 1, gain per FLOP, replays were worse). The plan that leaves the least variance wins; of equals, the one that costs less.
-  Its first `count` runs are the choice. The next call plans again with what has been learnt.
+  can be paid; higher: more for cheap ones). The plan that leaves the least variance wins; of equals, the one that costs
+  less. Its first `count` runs are the choice. The next call plans again with what has been learnt.
 - Marginal cost: `candidates.marginal` tells what every candidate costs once some are taken (shared trunks).
 - Ties go to the lower cost, then the lower replicate, then the lower index. A replicate is told from its first by its
   noise alone, so it is chosen where no other run tells more.
 - End of the budget: what costs more than what is left is out; `note` says why a choice is short or empty: nothing can
   be paid, or no run takes away more than LEAST_GAIN of the variance.
-- First round: below FIRST_RUNS runs (known or running), that many cheap runs for FIRST_SHARE of the budget, with three
-  sizes and three lengths among them where the candidates have so many.
+- First round: below FIRST_RUNS runs (known or running), that many cheap runs for FIRST_SHARE of the budget or what the
+  cheapest cost, none for more than FIRST_MOST of it, of FIRST_KINDS sizes and lengths where there are so many.
 - Running cells (`pending`) count as known in the variance, not in the fit.
 
 The same arguments give the same choice; nothing depends on time or on the machine's random state.

@@ -178,15 +178,14 @@ class Knowledge:
         return self.noise**2 * np.sqrt(c_ref / c) * (1.0 + (rise / RISE) ** 2)
 
     def target_field(self, target):
-        """Deviations that are to become small, (M, T), and the columns of ln L and of ln N* among them."""
+        """What is to be known, in its units, of every draw (M, T), and the columns of ln L and of ln N* in it."""
         if target.flops is None:
             field = self.field(target.n, target.d)
-            scaled = (field - field.mean(0)) / (LOSS_UNIT * np.sqrt(field.shape[1]))
-            return scaled, list(range(scaled.shape[1])), []
+            return field / (LOSS_UNIT * np.sqrt(field.shape[1])), list(range(field.shape[1])), []
         n = self.draws.optimum(target.flops, target.law_cost)[0]
         loss = self.draws.frontier_loss(target.flops, target.law_cost)
         columns = np.stack([np.log(loss) / LOSS_UNIT, np.log(n) / SIZE_UNIT], 1)
-        return columns - columns.mean(0), [0], [1]
+        return columns, [0], [1]
 
 
 def _prior_draws(runs, near, prior, draws, seed):
@@ -221,6 +220,7 @@ class State:
         wanted, self.loss_columns, self.n_columns = knowledge.target_field(target)
         n, d = (np.r_[getattr(candidates, name), getattr(pending, name)].astype(float) for name in ("n", "d"))
         root = np.hstack([knowledge.field(n, d), wanted])
+        root = root[np.isfinite(root).all(1)]  # of laws so odd that they overflow somewhere nothing is kept
         root -= root.mean(0)
         root /= np.sqrt(len(root) - 1)
         noise = knowledge.noise_variance(n, d, np.r_[candidates.flops, pending.flops], c_ref)
@@ -289,7 +289,7 @@ class State:
 
 
 def waves(n, d, lengths):
-    """(2 WAVES, J), the products of whose columns are about exp(-sum over ln n and ln d of (distance / length)^2 / 2)."""
+    """(2 WAVES, J) whose columns' products are about exp(-sum over ln n and ln d of (distance / length)^2 / 2)."""
     frequency = np.random.default_rng(0).standard_normal((2, WAVES, 1))
     phase = frequency[0] * np.log(n) / lengths[0] + frequency[1] * np.log(d) / lengths[1]
     return np.vstack([np.cos(phase), np.sin(phase)]) / np.sqrt(WAVES)

@@ -88,6 +88,8 @@ def suggest(
         candidates, labels = _ladder(runs, names[some] if len(runs) else [], cost, spend)
         share = min(MAX_SHARE, 3.0 / count)
     choice = choose(runs, candidates, target, count, spend, max_share=share, most=count)
+    if not np.isfinite(choice.scores).any():
+        raise UserError(f"--spend {spend:.4g}: {choice.note}; raise --spend, or name cheaper rows by --pool")
     if choice.note:
         notes.append(choice.note)
     rows = []
