@@ -150,7 +150,7 @@ def test_rows_of_two_files_without_names_stay_apart(tmp_path):
         write_runs(tmp_path / f"{i}.csv", {"N": SIZES, "D": [i * 1e8 + 1e8] * 3, "loss": [4, 3, 2]}) for i in (1, 2)
     ]
     table = read(paths)
-    assert len(table.n) == 6 and not table.curve and "1.csv row 1" in table.run_id
+    assert len(table.n) == 6 and not table.curve and "1 row 1" in table.run_id
 
 
 # ----- statuses -----

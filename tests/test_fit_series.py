@@ -9,6 +9,7 @@ from helpers import write_runs
 
 import fit
 from isoflop import laws
+from isoflop.fit.cells import names_of
 from isoflop.fit.coupled import fit_coupled
 from isoflop.fit.series import Series, choose_base, common_budgets, compare, folders, split, summary
 from isoflop.fit.table import read
@@ -106,6 +107,13 @@ def test_a_file_for_each_series(tmp_path):
         n, d, _, loss = runs_of(law, len(name))
         paths.append(write_runs(tmp_path / f"{name}.csv", {"N": n, "D": d, "loss": loss}))
     assert set(split(read(paths, by="file"), "file")) == {"adamw", "muon"}
+
+
+def test_names_of_files(tmp_path):
+    same = [str(tmp_path / folder / "runs.csv") for folder in ("adamw", "muon")]
+    assert list(names_of(same).values()) == ["adamw", "muon"]  # sweep.py's own folders
+    assert list(names_of(["a/x.csv", "b/x.csv", "b/y.csv"]).values()) == ["a/x", "b/x", "b/y"]
+    assert list(names_of(["runs.csv"]).values()) == ["runs"]
 
 
 def test_a_series_of_few_runs_has_no_law_and_the_others_go_on():

@@ -148,10 +148,23 @@ class _File:
             yield chunk
 
 
-def read_rows(path, request, seen, several=False):
-    """Usable rows of one file as a dict of arrays; `seen` takes down the others."""
+def names_of(paths):
+    """{path: a short name}, no two the same: the file's own without its ending, its folder's, both, or the path."""
+    full = [os.path.abspath(path) for path in paths]
+    stems = [os.path.basename(path).partition(".")[0] for path in full]
+    folders = [os.path.basename(os.path.dirname(path)) for path in full]
+    choices = (stems, folders, [f"{a}/{b}" for a, b in zip(folders, stems, strict=True)], paths)
+    for names in choices:
+        if len(set(names)) == len(names) and all(names):
+            break
+    return dict(zip(paths, names, strict=True))
+
+
+def read_rows(path, request, seen, name=""):
+    """Usable rows of one file as a dict of arrays; `seen` takes down the others. `name` is the file's among several."""
     file = _File(path, request, seen)
-    prefix = f"{os.path.basename(path)} " if several else ""
+    file.label = name or names_of([path])[path]
+    prefix = f"{name} " if name else ""
     parts, read_before = [], seen.rows_read
     for chunk in file.chunks():
         row = seen.rows_read - read_before + np.arange(1, len(chunk) + 1)
@@ -217,7 +230,7 @@ def _columns(chunk, row, file, prefix, seen):
             if i not in roles and "=" + key_of(name) not in found:
                 data["@" + str(name)] = seen.codes.encode(str(name), [r[i] for r in chunk])
     if file.by_file:
-        data["label"] = np.full(len(chunk), os.path.basename(file.path).partition(".")[0], dtype=object)
+        data["label"] = np.full(len(chunk), file.label, dtype=object)
     data["hash"] = np.array([hash(tuple(map(str, r))) for r in chunk], dtype=np.int64)
     return data
 

@@ -170,13 +170,14 @@ def summary(result):
     ]
     if len(run_rows) > MOST_RUNS:
         tables.append(f"and {len(run_rows) - MOST_RUNS} more in fit.json")
-    lines = []
+    warned, refused = notes_of(result)
+    lines = [f"warning: input [{code}] {text}" for method, code, text in warned if method == "input"]  # all hangs on it
     for table in tables:
         if table:
             lines += ["", *table.splitlines()]
     lines += ["", *remarks(result), *_tests_lines(result)]
-    for word, notes in zip(("warning", "refused"), notes_of(result), strict=True):
-        lines += [f"{word}: {method} [{code}] {text}" for method, code, text in notes]
+    lines += [f"warning: {method} [{code}] {text}" for method, code, text in warned if method != "input"]
+    lines += [f"refused: {method} [{code}] {text}" for method, code, text in refused]
     out = []
     for line in lines:
         out += textwrap.wrap(line, WIDTH, subsequent_indent="    ") if len(line) > WIDTH else [line]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from isoflop.display import count
-from isoflop.fit.cells import Request, Seen, concatenate, read_rows
+from isoflop.fit.cells import Request, Seen, concatenate, names_of, read_rows
 from isoflop.fit.columns import CONVENTIONS
 from isoflop.fit.logs import find_logs, join_logs
 from isoflop.fit.rows import groups, share_nd
@@ -120,8 +120,9 @@ def read(
     logs = find_logs(paths)
     seen, parts = Seen(), []
     tables = [path for path in paths if path not in logs]
+    names = names_of(tables) if len(tables) > 1 else {}
     for path in tables:
-        parts.append(read_rows(path, request, seen, len(tables) > 1))
+        parts.append(read_rows(path, request, seen, names.get(path, "")))
     rows = concatenate(parts)
     if _columns_lost(parts, rows):
         seen.note("the files have different columns; only the common ones are used")
