@@ -170,7 +170,7 @@ def test_where_memory_ran_out_larger_sizes_are_no_candidates(tmp_path):
     cells = design.pool(4e12).cells
     largest = max(cells, key=lambda c: c.plan.n_params)
     oom = {"run_id": largest.run_id, "status": "oom", "n_params": str(largest.plan.n_params)}
-    menu = adaptive.Menu(design.pool(4e12), {}, [oom], design)
+    menu = candidates.Menu(design.pool(4e12), {}, [oom], design)
     assert max(c.plan.n_params for c in menu.cells) < largest.plan.n_params
 
 
@@ -197,7 +197,7 @@ def test_a_run_that_is_known_can_be_repeated_with_another_seed(swept, tmp_path):
     design, results = design_of(tmp_path)
     pool = design.pool(4e12)
     row = {"run_id": pool.cells[0].run_id, "status": "ok", "n_params": "1"}
-    menu = adaptive.Menu(pool, {}, [row], design)
+    menu = candidates.Menu(pool, {}, [row], design)
     assert menu.replicates[0] == 1 and menu.cells[0].seed == 1 and sum(menu.replicates) == 1
     assert menu.cells[0].plan == pool.cells[0].plan
 
@@ -208,7 +208,7 @@ def test_a_run_that_is_known_can_be_repeated_with_another_seed(swept, tmp_path):
 def test_marginal_costs_of_trunks(tmp_path):
     """A shorter run of a size that has run costs its cooldown, a longer one what lies beyond the checkpoint."""
     design, results = design_of(tmp_path, {"schedule": "wsd"}, reuse_trunk=True)
-    menu = adaptive.Menu(design.pool(4e12), {}, [], design)
+    menu = candidates.Menu(design.pool(4e12), {}, [], design)
     table = menu.candidates(results)
     size = menu.cells[len(menu.cells) // 2].size
     family = [i for i, cell in enumerate(menu.cells) if cell.size == size]

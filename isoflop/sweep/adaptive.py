@@ -22,13 +22,12 @@ from pathlib import Path
 
 import numpy as np
 
-from isoflop import display, files, gpus
+from isoflop import display, files
 from isoflop.fit.design import FIRST_RUNS, choose
-from isoflop.fit.knowledge import Candidates, Runs, Target
+from isoflop.fit.knowledge import Runs, Target, Width
 from isoflop.options import UserError
-from isoflop.sweep.candidates import SPAN, Pool, check_first_round, make_pool, trunk_flags
+from isoflop.sweep.candidates import SPAN, Menu, Pool, check_first_round, first_speed, make_pool, trunk_flags
 from isoflop.sweep.cells import Cell, ModelSize, Planner
-from isoflop.sweep.executors import expected_hours
 from isoflop.sweep.folder import cut_torn, free_name, move_aside, wrong_text
 
 FIRST_ROUND = 8  # at most so many runs at once before any is known
@@ -36,7 +35,6 @@ TRIES = 3  # of a run whose worker dies
 MOST_FAILED = 4
 SHOWN = 5  # candidates whose scores are kept
 DRY_SHARE = 0.1  # of the target's FLOPs: money of a --dry_run without any
-CPU_SPEED, PEAK_SHARE = 1e9, 0.1  # FLOP/s before any run is timed: per core, and of a GPU's peak
 WIDTHS = ("pi95_loss", "pi95_n", "sd_loss", "sd_n")
 
 
@@ -63,6 +61,7 @@ class Design:
     say: object = print
     ended: str = ""  # why there is no further round
     gave_up: bool = False  # because runs fail
+    width: Width | None = None  # of the forecast, given all that is known
     rounds: list[dict] = field(default_factory=list)
     pools: dict = field(default_factory=dict)  # by their dearest run
 
@@ -79,7 +78,7 @@ class Design:
         while True:
             cells, one = self.next_round(results)
             if not cells:
-                say(f"{self.ended}")
+                say(self.ended + self.width_text())
                 return
             if self.planner.source == "trained":
                 one["dtype"] = self.planner.compute[0]
@@ -167,6 +166,7 @@ class Design:
             count = max(count, FIRST_ROUND)
         share = min(1.0, sc.max_cell_share * whole / left)
         choice = choose(known, menu.candidates(results), Target(sc.target_flops), count, left, max_share=share)
+        self.width = choice.before
         if not choice.decisions:
             self.ended = choice.note
             return [], {}
@@ -187,6 +187,12 @@ class Design:
     @property
     def unit(self) -> str:
         return "hours" if self.sc.max_hours and not self.sc.total_flops else "FLOPs"
+
+    def width_text(self) -> str:
+        """The forecast's width, as the end of a sentence."""
+        if self.width is None:
+            return ""
+        return f"; at {display.flops(self.sc.target_flops)} pi95 of the loss is {widths_text(width_row(self.width))}"
 
     def _gives_up(self, results) -> bool:
         """Whether the last runs that were chosen have all failed."""
@@ -240,14 +246,6 @@ def _silent(text: str):
     pass
 
 
-def first_speed(env) -> float:
-    """FLOP/s of a run before any is timed, a low guess."""
-    from isoflop.device import device_name
-
-    gpu = gpus.find(device_name(env.device)) if env.device != "cpu" else None
-    return env.size * (PEAK_SHARE * gpu.peak if gpu else CPU_SPEED)
-
-
 def runs_of(rows: list[dict]) -> Runs:
     """The runs with a result, in an order that does not depend on when they ended."""
     fine = sorted((row for row in rows if row["status"] == "ok"), key=lambda row: (float(row["flops"]), row["run_id"]))
@@ -255,100 +253,6 @@ def runs_of(rows: list[dict]) -> Runs:
     for name in ("n_params_matmul", "tokens", "val_loss", "flops"):
         columns.append(np.array([float(row[name]) for row in fine]))
     return Runs(*columns)
-
-
-# ----- what can be chosen now -----
-
-
-class Menu:
-    """
-    The cells that can be chosen now, and what each costs once others are taken.
-
-    A cell that has run, or failed, is there with the next seed. Where memory ran out, sizes as large are not.
-
-    Parameters
-    ----------
-    kept : as Design.kept().
-    rows : of runs.csv.
-    """
-
-    def __init__(self, pool: Pool, kept: dict, rows: list[dict], design: Design):
-        self.design, self.kept = design, kept
-        self.cells, self.replicates = [], []
-        have = {row["run_id"] for row in rows}
-        failed = have - {row["run_id"] for row in rows if row["status"] == "ok"}
-        too_large = min([float(r["n_params"] or math.inf) for r in rows if r["status"] == "oom"], default=math.inf)
-        for cell in pool.cells:
-            replicate = 0
-            while cell.run_id in have and cell.run_id not in failed:
-                replicate += 1
-                cell = design._cell(cell.size, cell.flop_budget, cell.seed + 1)
-            if cell.run_id not in failed and cell.plan.n_params < too_large:
-                self.cells.append(cell)
-                self.replicates.append(replicate)
-        self.at = [branch_step(cell) if design.sc.reuse_trunk else 0 for cell in self.cells]
-        self.family = {}
-        for i, cell in enumerate(self.cells):
-            self.family.setdefault((cell.size, cell.seed), []).append(i)
-
-    def candidates(self, results) -> Candidates:
-        n, d, cost, c = [], [], [], []
-        for cell in self.cells:
-            n.append(cell.plan.n_params_matmul)
-            d.append(cell.plan.tokens)
-            cost.append(cell.cost)
-            c.append(cell.plan.flops)
-        n, d, cost, c = (np.array(column, float) for column in (n, d, cost, c))
-        if self.design.unit == "hours":
-            self.scale = self._hours(results, cost)
-        else:
-            self.scale = np.ones(len(cost))
-        return Candidates(n, d, cost * self.scale, c, np.array(self.replicates), self.costs)
-
-    def _hours(self, results, cost) -> np.ndarray:
-        """Hours of a FLOP of each cell."""
-        hours = np.array([expected_hours(cell, results) for cell in self.cells])
-        guess = cost / first_speed(self.design.planner.env) / 3600
-        return np.where(hours > 0, hours, guess) / cost
-
-    def start_of(self, i: int, taken: list[int]) -> int:
-        """The latest checkpoint that cell i can start from once `taken` have run; 0 where there is none."""
-        cell, at = self.cells[i], self.at[i]
-        steps = [step for step in self.kept.get((cell.size, cell.seed), ()) if step <= at]
-        for j in taken:
-            if j != i and (self.cells[j].size, self.cells[j].seed) == (cell.size, cell.seed):
-                steps.append(min(self.at[j], at))
-        return max(steps, default=0) if at else 0
-
-    def costs(self, taken: list[int]) -> np.ndarray:
-        """(J,) marginal cost of every cell once `taken` have run."""
-        out = []
-        for i, cell in enumerate(self.cells):
-            out.append(cell.plan.flops * (1 - self.start_of(i, taken) / cell.plan.steps))
-        return np.array(out) * self.scale
-
-    def take(self, decisions) -> list[Cell]:
-        """The chosen cells with what they start from and what they leave, in the order of their choice."""
-        out, taken, kept = [], [], {family: dict(steps) for family, steps in self.kept.items()}
-        for decision in decisions:
-            i = decision.index
-            cell, family = self.cells[i], (self.cells[i].size, self.cells[i].seed)
-            if self.design.sc.reuse_trunk and self.at[i]:
-                start, steps = self.start_of(i, taken), kept.setdefault(family, {})
-                mine = sorted({self.at[j] for j in self.family[family] if start < self.at[j] <= self.at[i]})
-                keep = tuple((step, self.design._checkpoint(cell, step)) for step in mine)
-                folder = self.design._checkpoint(cell, start) if start else None
-                cell = replace(cell, start=folder, start_step=start, trunk=steps.get(start), keep=keep)
-                steps.update(dict.fromkeys(mine, cell.run_id))
-            taken.append(i)
-            out.append(cell)
-        return out
-
-
-def branch_step(cell: Cell) -> int:
-    """The last step at a constant rate, at which a run can leave its trunk; 0 where there is none."""
-    at = cell.plan.steps - cell.plan.cooldown_steps
-    return at if cell.plan.warmup_steps < at < cell.plan.steps else 0
 
 
 # ----- design.jsonl -----
@@ -392,9 +296,12 @@ def record_of(choice, menu: Menu, cells: list[Cell], known: int, left: float, un
     out = {"known": known, "candidates": len(menu.cells), "left": rounded(left), "unit": unit, "runs": runs}
     out |= {"planned": len(choice.plan), "best": best}
     for name in ("before", "after", "planned"):
-        width = getattr(choice, name)
-        out[f"width_{name}"] = {key: rounded(getattr(width, key)) for key in WIDTHS}
+        out[f"width_{name}"] = width_row(getattr(choice, name))
     return out
+
+
+def width_row(width: Width) -> dict:
+    return {key: rounded(getattr(width, key)) for key in WIDTHS}
 
 
 def rounded(value: float | None) -> float | None:

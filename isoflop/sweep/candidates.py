@@ -10,12 +10,17 @@ the loss of runs far from it, and a run costs what lies beyond the nearest check
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+
+from isoflop import gpus
 from isoflop.fit.design import FIRST_KINDS, FIRST_RUNS
+from isoflop.fit.knowledge import Candidates
 from isoflop.options import UserError
 from isoflop.sweep import grid
 from isoflop.sweep.cells import SIZE_LADDER, Cell, ModelSize, Planner
+from isoflop.sweep.executors import expected_hours
 from isoflop.train.plan import FEW_STEPS, MANY_EPOCHS
 
 STEP = math.sqrt(2)  # of the grid of D
@@ -23,6 +28,7 @@ MIN_RATIO, MAX_RATIO = 2.0, 500.0  # tokens per parameter
 SPAN = 300.0  # from the dearest run down to the cheapest, over --max_cell_share
 TRUNK_RATIO = 20.0  # tokens per parameter at which a trunk has its batch and rate
 TRUNK_SHORTEST = 8.0  # the warm-up is that of a run so much shorter
+CPU_SPEED, PEAK_SHARE = 1e9, 0.1  # FLOP/s before any run is timed: per core, and of a GPU's peak
 STATE_BYTES = 16  # of a parameter: weights, gradient and two moments
 
 
@@ -160,3 +166,105 @@ def largest_needed(cells: list[Cell]) -> float:
 def rounded_up(value: float) -> str:
     digit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return f"{math.ceil(value / digit) * digit:.3g}"
+
+
+# ----- what can be chosen now -----
+
+
+def first_speed(env) -> float:
+    """FLOP/s of a run before any is timed, a low guess."""
+    from isoflop.device import device_name
+
+    gpu = gpus.find(device_name(env.device)) if env.device != "cpu" else None
+    return env.size * (PEAK_SHARE * gpu.peak if gpu else CPU_SPEED)
+
+
+class Menu:
+    """
+    The cells that can be chosen now, and what each costs once others are taken.
+
+    A cell that has run, or failed, is there with the next seed. Where memory ran out, sizes as large are not.
+
+    Parameters
+    ----------
+    kept : as Design.kept().
+    rows : of runs.csv.
+    """
+
+    def __init__(self, pool: Pool, kept: dict, rows: list[dict], design):
+        self.design, self.kept = design, kept
+        self.cells, self.replicates = [], []
+        have = {row["run_id"] for row in rows}
+        failed = have - {row["run_id"] for row in rows if row["status"] == "ok"}
+        too_large = min([float(r["n_params"] or math.inf) for r in rows if r["status"] == "oom"], default=math.inf)
+        for cell in pool.cells:
+            replicate = 0
+            while cell.run_id in have and cell.run_id not in failed:
+                replicate += 1
+                cell = design._cell(cell.size, cell.flop_budget, cell.seed + 1)
+            if cell.run_id not in failed and cell.plan.n_params < too_large:
+                self.cells.append(cell)
+                self.replicates.append(replicate)
+        self.at = [branch_step(cell) if design.sc.reuse_trunk else 0 for cell in self.cells]
+        self.family = {}
+        for i, cell in enumerate(self.cells):
+            self.family.setdefault((cell.size, cell.seed), []).append(i)
+
+    def candidates(self, results) -> Candidates:
+        n, d, cost, c = [], [], [], []
+        for cell in self.cells:
+            n.append(cell.plan.n_params_matmul)
+            d.append(cell.plan.tokens)
+            cost.append(cell.cost)
+            c.append(cell.plan.flops)
+        n, d, cost, c = (np.array(column, float) for column in (n, d, cost, c))
+        if self.design.unit == "hours":
+            self.scale = self._hours(results, cost)
+        else:
+            self.scale = np.ones(len(cost))
+        return Candidates(n, d, cost * self.scale, c, np.array(self.replicates), self.costs)
+
+    def _hours(self, results, cost) -> np.ndarray:
+        """Hours of a FLOP of each cell."""
+        hours = np.array([expected_hours(cell, results) for cell in self.cells])
+        guess = cost / first_speed(self.design.planner.env) / 3600
+        return np.where(hours > 0, hours, guess) / cost
+
+    def start_of(self, i: int, taken: list[int]) -> int:
+        """The latest checkpoint that cell i can start from once `taken` have run; 0 where there is none."""
+        cell, at = self.cells[i], self.at[i]
+        steps = [step for step in self.kept.get((cell.size, cell.seed), ()) if step <= at]
+        for j in taken:
+            if j != i and (self.cells[j].size, self.cells[j].seed) == (cell.size, cell.seed):
+                steps.append(min(self.at[j], at))
+        return max(steps, default=0) if at else 0
+
+    def costs(self, taken: list[int]) -> np.ndarray:
+        """(J,) marginal cost of every cell once `taken` have run."""
+        out = []
+        for i, cell in enumerate(self.cells):
+            out.append(cell.plan.flops * (1 - self.start_of(i, taken) / cell.plan.steps))
+        return np.array(out) * self.scale
+
+    def take(self, decisions) -> list[Cell]:
+        """The chosen cells with what they start from and what they leave, in the order of their choice."""
+        out, taken, kept = [], [], {family: dict(steps) for family, steps in self.kept.items()}
+        for decision in decisions:
+            i = decision.index
+            cell, family = self.cells[i], (self.cells[i].size, self.cells[i].seed)
+            if self.design.sc.reuse_trunk and self.at[i]:
+                start, steps = self.start_of(i, taken), kept.setdefault(family, {})
+                mine = sorted({self.at[j] for j in self.family[family] if start < self.at[j] <= self.at[i]})
+                keep = tuple((step, self.design._checkpoint(cell, step)) for step in mine)
+                folder = self.design._checkpoint(cell, start) if start else None
+                cell = replace(cell, start=folder, start_step=start, trunk=steps.get(start), keep=keep)
+                steps.update(dict.fromkeys(mine, cell.run_id))
+            taken.append(i)
+            out.append(cell)
+        return out
+
+
+def branch_step(cell: Cell) -> int:
+    """The last step at a constant rate, at which a run can leave its trunk; 0 where there is none."""
+    at = cell.plan.steps - cell.plan.cooldown_steps
+    return at if cell.plan.warmup_steps < at < cell.plan.steps else 0

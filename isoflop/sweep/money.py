@@ -19,8 +19,8 @@ from isoflop.fit import axes
 from isoflop.fit.design import FIRST_RUNS, choose, expected_grid_widths
 from isoflop.fit.knowledge import Candidates, Knowledge, Runs, Target
 from isoflop.laws import simulate
-from isoflop.sweep.adaptive import FIRST_ROUND, Design, Menu, counted, runs_of, widths_text
-from isoflop.sweep.candidates import SPAN, rounded_up
+from isoflop.sweep.adaptive import FIRST_ROUND, Design, counted, runs_of, widths_text
+from isoflop.sweep.candidates import SPAN, Menu, rounded_up
 from isoflop.sweep.results import resume_command
 
 SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the target's own FLOPs
