@@ -2,13 +2,13 @@
 
     python sweep.py --design adaptive --target_flops 1.5e14 --dry_run   # a table, and OUT_DIR/design.png
 
-Each spend is rehearsed: the sweep's own choices, a few rounds of them, with losses drawn from the law that is believed
-now (the fit to the runs so far or, before any, the mean of the public prior) and fitted again. The width of a law that
-is not yet known can't be had from its prior alone: what is learnt moves it.
+Each spend is rehearsed a few times: the sweep's own choices, a few rounds of them, with losses drawn from the law that
+is believed now (the fit to the runs so far or, before any, the mean of the public prior) and fitted again. The width of
+a law that is not yet known can't be had from its prior alone: what is learnt moves it.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from isoflop import display
 from isoflop.files import atomic
 from isoflop.fit import axes
 from isoflop.fit.design import FIRST_RUNS, choose, expected_grid_widths
-from isoflop.fit.knowledge import Candidates, Knowledge, Runs, Target
+from isoflop.fit.knowledge import Candidates, Knowledge, Runs, Target, Width
 from isoflop.laws import simulate
 from isoflop.sweep.adaptive import FIRST_ROUND, Design, counted, runs_of, widths_text
 from isoflop.sweep.candidates import SPAN, Menu, rounded_up
@@ -25,6 +25,7 @@ from isoflop.sweep.results import resume_command
 
 SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the target's own FLOPs
 REHEARSED_ROUNDS = 3  # into which the runs of a plan are split
+REHEARSALS = 3  # of each spend, with other noise
 MORE = 0.5  # of what was spent: the money of the proposed next round
 
 
@@ -44,7 +45,10 @@ def widths_of_money(design: Design, results) -> list[dict]:
     menu = Menu(pool, design.kept(results), results.rows, design)
     candidates = menu.candidates(results)
     belief = Knowledge(known, candidates, draws=2)
-    found = [rehearse(design, menu, candidates, known, belief, spend) for spend in spends]
+    found = []
+    for spend in spends:
+        tries = [rehearse(design, menu, candidates, known, belief, spend, seed) for seed in range(REHEARSALS)]
+        found.append((round(np.mean([runs for runs, _ in tries])), mean_width([width for _, width in tries])))
     grids = expected_grid_widths(belief.law, target, spends, noise=belief.noise)
     rows = []
     for flops, (runs, width), (grid_runs, grid) in zip(spends, found, grids, strict=True):
@@ -53,7 +57,9 @@ def widths_of_money(design: Design, results) -> list[dict]:
     return rows
 
 
-def rehearse(design: Design, menu: Menu, candidates: Candidates, known: Runs, belief: Knowledge, spend: float):
+def rehearse(
+    design: Design, menu: Menu, candidates: Candidates, known: Runs, belief: Knowledge, spend: float, seed: int
+):
     """(number of runs, Width) after `spend` FLOPs more, with losses drawn from the belief's law and noise."""
     sc, taken, left, runs, planned = design.sc, [], spend, known, 0
     target = Target(sc.target_flops)
@@ -71,12 +77,18 @@ def rehearse(design: Design, menu: Menu, candidates: Candidates, known: Runs, be
         if not choice.decisions:
             return len(taken), choice.before
         for decision in choice.decisions:
-            loss = simulate(belief.law, [decision.n], [decision.d], belief.noise, len(taken))
+            loss = simulate(belief.law, [decision.n], [decision.d], belief.noise, 1000 * seed + len(taken))
             new = (decision.n, decision.d, loss[0], candidates.flops[decision.index])
             columns = zip((runs.n, runs.d, runs.loss, runs.flops), new, strict=True)
             runs = Runs(*[np.append(column, value) for column, value in columns])
             taken.append(decision.index)
             left -= decision.cost
+
+
+def mean_width(widths: list[Width]) -> Width:
+    """Geometric means of widths."""
+    means = [float(np.exp(np.mean(np.log(column)))) for column in zip(*map(astuple, widths), strict=True)]
+    return Width(*means)
 
 
 def table(rows: list[dict], target: float, known: int) -> str:
@@ -151,7 +163,7 @@ def next_text(design: Design, results) -> str:
         return ""
     now, then, plan = one["width_before"], one["width_after"], one["width_planned"]
     cost = sum(run["cost"] for run in one["runs"])
-    command = resume_command(without=("total_flops",), more=["--total_flops", total])
+    command = resume_command(without=("total_flops", "collect"), more=["--total_flops", total])
     return (
         f"next: {command}\n"
         f"  its first round, {counted(len(cells), 'run')} for {cost:.3g} FLOPs: pi95 of the loss at "
