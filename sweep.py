@@ -363,6 +363,7 @@ def sweep(job: Job, here: executors.InGroup) -> int:
         raise UserError("--reuse_trunk needs --schedule wsd: a cosine has no stretch that budgets can share")
     untouched = ResultsFile.open(sc.out_dir, job.planner.source, job.texts, repair=False, drop=sc.drop_bad_rows)
     next(job.stages(untouched, save=False), None)  # what can't be run is refused before anything is written
+    job.cells.clear()
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder_lock(sc.out_dir, "sweep"))
         results = ResultsFile.open(sc.out_dir, job.planner.source, job.texts, drop=sc.drop_bad_rows)

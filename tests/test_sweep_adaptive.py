@@ -32,7 +32,9 @@ from train import train
 LAW = "E=1.7,A=60,B=400,alpha=.3,beta=.32"
 SIMULATED = ["--design", "adaptive", "--simulate", LAW, "--noise", 0.003, "--vocab_size", 512, "--block_size", 128]
 SMALL = [*SIMULATED, "--target_flops", 1e14, "--total_flops", 1e13, "--workers", 2]
-TRAINED = "--design adaptive --target_flops 2e10 --total_flops 6e9 --block_size 32 --batch_size 4 --val_tokens 1024"
+TRAINED = (
+    "--design adaptive --target_flops 2e10 --total_flops 6e9 --block_size 32 --total_batch_size 128 --val_tokens 1024"
+)
 TRAINED = [*TRAINED.split(), "--device", "cpu", "--dtype", "float32"]
 
 
@@ -251,7 +253,7 @@ def test_trained_branches_and_extensions_are_the_runs_alone(toy_data, tmp_path):
     shorter = [r for r in started if int(r["steps"]) < int(rows[r["trunk"]]["steps"])]
     longer = [r for r in started if int(r["steps"]) > int(rows[r["trunk"]]["steps"])]
     for r in shorter[:2] + longer[:2]:
-        given = {"block_size": 32, "batch_size": 4, "val_tokens": 1024, "data_dir": toy_data, "schedule": "wsd"}
+        given = {"block_size": 32, "total_batch_size": 128, "val_tokens": 1024, "data_dir": toy_data, "schedule": "wsd"}
         given |= {"device": "cpu", "dtype": "float32"}
         planner = Planner(str(tmp_path), given, reader.open_data(toy_data), DistributedEnv())
         sc = sweep.SweepConfig(design="adaptive", target_flops=2e10, total_flops=6e9, reuse_trunk=True)
@@ -284,6 +286,12 @@ def test_a_wrong_line_is_refused_by_number(tmp_path, line):
     (tmp_path / "design.jsonl").write_text(line + "\n")
     with pytest.raises(UserError, match="design.jsonl, line 1: .*--drop_bad_rows"):
         adaptive.read_rounds(tmp_path)
+
+
+def test_budgets_of_any_size_are_read(tmp_path):
+    run = {"run_id": "a", "n_embd": 8, "n_layer": 1, "seed": 0, "start_step": 0, "keep": [], "flop_budget": 1.1e25}
+    (tmp_path / "design.jsonl").write_text(json.dumps({"runs": [run]}) + "\n")
+    assert adaptive.read_rounds(tmp_path) == [{"runs": [run]}]
 
 
 def test_choices_from_a_wrong_line_on_are_made_again(swept, tmp_path, capsys):

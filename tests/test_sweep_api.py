@@ -310,3 +310,12 @@ def test_the_key_s_file(tmp_path):
     for name in ("absent", "bytes", "long", "empty", "fifo"):
         with pytest.raises(UserError, match="--api_key_file"):
             api.read_key(str(tmp_path / name))
+
+
+def test_a_design_keeps_to_what_the_service_has_counted(server, tmp_path):
+    flags = ["--design", "adaptive", "--target_flops", 1e18, "--total_flops", 1e17, "--until_width", 0.3]
+    server.used = 5e16  # of others
+    assert run_sweep(*flags, "--api", server.url, "--out_dir", tmp_path) == 0
+    rows = rows_of(tmp_path)
+    assert len(rows) >= 4 and {r["status"] for r in rows} == {"ok"}
+    assert server.used == 5e16 + sum(float(r["flops_spent"]) for r in rows) <= 1e17

@@ -354,7 +354,7 @@ def mistake_in(line: bytes) -> tuple[str, dict]:
     if one.get("dtype") not in (None, "float32", "bfloat16"):
         return f"dtype {json.dumps(one['dtype'])[:40]} must be float32 or bfloat16", {}
     kinds = {"run_id": str, "n_embd": int, "n_layer": int, "seed": int, "start_step": int}
-    kinds |= {"flop_budget": (int, float), "keep": list}
+    kinds |= {"keep": list}
     for run in runs:
         try:
             files.check_fields(run, kinds, "a run", tuple(kinds))
@@ -363,7 +363,8 @@ def mistake_in(line: bytes) -> tuple[str, dict]:
         head, trunk = run.get("n_head"), run.get("trunk")
         optional = (head is None or type(head) is int) and (trunk is None or type(trunk) is str)
         whole = all(type(step) is int and step > 0 for step in run["keep"])
-        sizes = run["n_embd"] > 0 and run["n_layer"] > 0 and run["flop_budget"] > 0
+        flops = run.get("flop_budget")
+        sizes = run["n_embd"] > 0 and run["n_layer"] > 0 and type(flops) in (int, float) and 0 < flops < math.inf
         if not (sizes and whole and optional):
             return f"a run is {json.dumps(run)[:60]}", {}
     return "", one

@@ -243,7 +243,8 @@ class Menu:
         """(J,) marginal cost of every cell once `taken` have run."""
         out = []
         for i, cell in enumerate(self.cells):
-            out.append(cell.plan.flops * (1 - self.start_of(i, taken) / cell.plan.steps))
+            start = self.start_of(i, taken)
+            out.append(cell.plan.flops * (1 - start / cell.plan.steps) if start else cell.cost)
         return np.array(out) * self.scale
 
     def take(self, decisions) -> list[Cell]:
