@@ -45,7 +45,7 @@ MIN_RESAMPLES = 100  # the ends of a 95% interval of fewer are noise
 ENVELOPE_RESAMPLES = 1000  # at most
 MOST_COUPLED = 5_000  # rows that the coupled law is fitted to
 COMPARED = 10, 1_000  # rows that families of laws are compared on, at least and at most
-COMPARED_SPLITS = 3  # back-tests of each
+COMPARED_HELD = (4, 1)  # budgets held out in the back-tests of each
 LINES = ("constant_ratio", "collinear", "one_size", "one_token_count")  # refusals of runs on one line in ln N and ln D
 MOST = 1e60  # largest number that can be asked for
 
@@ -365,7 +365,10 @@ def compare(table, coupled, options):
     some = slice(None, None, -(-len(table.n) // most))
     names = ("coupled", "hoffmann", f"{coupled.family}, E = 0", f"{coupled.family}, alpha = beta")
     runs = (table.n[some], table.d[some], table.loss[some], table.c[some])
-    return compare_families(*runs, options.prior, names, names[:2], COMPARED_SPLITS)
+    known = None
+    if options.loss_se_col is None and len(table.n) <= most:
+        known = coupled
+    return compare_families(*runs, options.prior, names, names[:2], COMPARED_HELD, known)
 
 
 def fit_compute_law(isoflop, envelope):

@@ -1,11 +1,14 @@
 """Families of laws ranked: the true one first, by evidence, leave-one-out and back-tests."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers import isoflop_runs
 
 from isoflop import laws
 from isoflop.fit.compare import NESTED, compare_families
+from isoflop.fit.coupled import fit_coupled
 
 BUDGETS = 10.0 ** np.linspace(18, 21, 7)
 TRUE = {
@@ -31,8 +34,6 @@ def test_the_true_family_comes_first(name):
 def test_leave_one_out_is_that_of_fits_without_each_run():
     n, d, c, loss = isoflop_runs(TRUE["hoffmann"], 0.004, 2, budgets=BUDGETS[:4], sizes=6)
     (row,) = compare_families(n, d, loss, c, names=("hoffmann",))
-    from isoflop.fit.coupled import fit_coupled
-
     full = fit_coupled(n, d, loss, c, family="hoffmann", resamples=0)
     errors = []
     for i in range(len(n)):
@@ -52,8 +53,13 @@ def test_without_a_grid_and_with_few_runs():
     assert compare_families(n[:2], d[:2], np.array([3.0, 2.9])) == ()
 
 
-def test_only_those_asked_for_are_back_tested():
+def test_only_those_asked_for_are_back_tested_and_what_is_known_is_not_fitted_again():
     n, d, c, loss = isoflop_runs(TRUE["coupled"], 0.002, 1, budgets=BUDGETS, sizes=5)
     names = ("coupled", "hoffmann")
-    rows = {row.family: row for row in compare_families(n, d, loss, c, names=names, tested=names[:1], most_splits=2)}
-    assert rows["coupled"].n_backtests == 3 and rows["hoffmann"].backtest is None  # 2 + 1 budgets ahead
+    rows = {row.family: row for row in compare_families(n, d, loss, c, names=names, tested=names[:1], held=(9, 1))}
+    assert rows["coupled"].n_backtests == 5 and rows["hoffmann"].backtest is None  # 9 are 4: three are always fitted
+    known = fit_coupled(n, d, loss, c, resamples=0)
+    marked = replace(known, log_evidence=known.log_evidence + 5)
+    again = compare_families(n, d, loss, c, names=names, tested=(), known=marked)
+    assert known.family == "coupled" == again[0].family
+    assert again[1].behind == pytest.approx(rows["hoffmann"].behind + 5, abs=1e-6)

@@ -23,7 +23,7 @@ NESTED = {
     "coupled, alpha = beta": {"equal_exponents": True},
     "hoffmann, alpha = beta": {"name": "hoffmann", "equal_exponents": True},
 }
-MOST_SPLITS = 5  # back-tests, the last ones
+HELD = (5, 4, 3, 2, 1)  # budgets held out in the back-tests
 STEPS = 4  # back-tests predict this many budgets ahead
 MIN_BUDGETS = 3  # fitted in the shortest back-test
 
@@ -57,7 +57,7 @@ class FamilyEvidence:
     n_backtests: int
 
 
-def compare_families(n, d, loss, c=None, prior=True, names=tuple(NESTED), tested=None, most_splits=MOST_SPLITS):
+def compare_families(n, d, loss, c=None, prior=True, names=tuple(NESTED), tested=None, held=HELD, known=None):
     """
     Rank families of laws by evidence, the best first.
 
@@ -69,8 +69,10 @@ def compare_families(n, d, loss, c=None, prior=True, names=tuple(NESTED), tested
         Of NESTED.
     tested : sequence of str, optional
         The names that are back-tested, which takes most of the time; default all.
-    most_splits : int
-        Back-tests of each, the last ones.
+    held : sequence of int
+        Budgets that each back-test holds out, as far as MIN_BUDGETS are left to fit.
+    known : CoupledFit, optional
+        One family's fit to these very runs, which is then not fitted again.
 
     Returns
     -------
@@ -84,11 +86,13 @@ def compare_families(n, d, loss, c=None, prior=True, names=tuple(NESTED), tested
     """
     n, d, loss = (np.asarray(v, float) for v in (n, d, loss))
     c = 6.0 * n * d if c is None else np.asarray(c, float)
-    splits = _splits(c, most_splits)
+    splits = _splits(c, held)
     rows = []
     for name in names:
         family = families.family(**NESTED[name])
-        fit = fit_coupled(n, d, loss, c, family=family, prior=prior, resamples=0)
+        fit = known
+        if known is None or known.family != name:
+            fit = fit_coupled(n, d, loss, c, family=family, prior=prior, resamples=0)
         if fit.law is None:
             continue
         errors = []
@@ -110,16 +114,17 @@ def _leave_one_out(fit):
     return float(np.average(without, weights=fit.weights))
 
 
-def _splits(c, most):
-    """(runs fitted, [runs of each of the next budgets]) for the last budgets, never the lowest three; by rising C."""
+def _splits(c, held):
+    """(runs fitted, [runs of each of the next budgets]) where so many budgets are held out; by falling number."""
     groups = group_budgets(c)
     if len(groups) <= MIN_BUDGETS or sum(map(len, groups)) <= len(c) / 2:  # no grid: bins of equal count
         count = min(8, len(c) // 5)
         groups = np.array_split(np.argsort(c, kind="stable"), count) if count > MIN_BUDGETS else []
+    most = max(0, len(groups) - MIN_BUDGETS)
     splits = []
-    for i in range(max(MIN_BUDGETS, len(groups) - most), len(groups)):
-        fitted = np.sort(np.concatenate(groups[:i]))
-        splits.append((fitted, groups[i : i + STEPS]))
+    for out in sorted({min(out, most) for out in held} - {0}, reverse=True):
+        fitted = np.sort(np.concatenate(groups[:-out]))
+        splits.append((fitted, groups[-out:][:STEPS]))
     return splits
 
 

@@ -230,6 +230,7 @@ def draw_optimum(result, arrays):
     if beyond:
         place = {"transform": axes[0].transAxes, "ha": "right", "color": "0.35"}
         axes[0].text(0.98, 0.03, "beyond the data", **place, **_halo())
+    best = [*(result.get("forecast") or []), *best]
     _write_ratios(axes[1], best, _ratio_places(start, last, end, limits))
     log_axis(axes[1].xaxis, flops_tick, *limits)
     axes[1].set_xlabel(C_AXIS)
@@ -308,7 +309,7 @@ def _ratio_places(start, last, end, limits):
 
 
 def _write_ratios(ax, best, places):
-    """D/N of the forecast at some C, below its pi95 there; `best` are its rows along C."""
+    """D/N of the forecast at its rows nearest to some C, below pi95 there."""
     if not best:
         return
     ln_c = np.log([row["flops"] for row in best])
@@ -317,7 +318,7 @@ def _write_ratios(ax, best, places):
         place = {"xytext": (14 if align == "right" else 0, -8), "textcoords": "offset points", "ha": align, "va": "top"}
         text = f"D/N = {sig(row['tokens_per_param']['point'], 3)}"
         below = min(row["d_opt"]["point"], *(row["d_opt"]["pi95"] or ()))
-        ax.annotate(text, (c, below), color=FORECAST_TEXT, **place, **_halo())
+        ax.annotate(text, (row["flops"], below), color=FORECAST_TEXT, **place, **_halo())
 
 
 # ----- loss against compute -----

@@ -129,7 +129,9 @@ def _said_of_families(rows, answering):
     text = f"the {answering} law answers: {rival} is {abs(gap):.1f} nats of evidence "
     text += "behind" if gap >= 0 else "ahead"
     if ours["backtest_rms_ln"] is not None and theirs["backtest_rms_ln"] is not None:
-        tests = "1 back-test" if ours["n_backtests"] == 1 else f"{ours['n_backtests']} back-tests 1 to 4 budgets ahead"
+        tests = (
+            "1 back-test" if ours["n_backtests"] == 1 else f"{ours['n_backtests']} back-tests, up to 4 budgets ahead,"
+        )
         text += (
             f"; {tests} missed the loss by "
             f"{sig(100 * ours['backtest_rms_ln'], 2)}% with {answering}, {sig(100 * theirs['backtest_rms_ln'], 2)}% "
