@@ -1,5 +1,6 @@
 """Lines of train.py for a job array: they make the very cells of the sweep, and nothing else gets on stdout."""
 
+import json
 import shlex
 import subprocess
 
@@ -161,3 +162,17 @@ def test_mistakes_are_one_line(toy_data, tmp_path, capsys, said):
 def test_a_value_of_slurm_may_begin_with_a_dash():
     assert jobs.joined(["--a", "1", "--slurm", "--time=1", "--b"], "slurm") == ["--a", "1", "--slurm=--time=1", "--b"]
     assert jobs.joined(["--slurm"], "slurm") == ["--slurm"]
+
+
+@pytest.mark.slow
+def test_of_a_design_the_round_is_printed_and_collected(toy_data, tmp_path, capsys):
+    flags = ["--design", "adaptive", "--target_flops", 4e10, "--total_flops", 1e10, "--workers", 2, *SIZES[6:]]
+    flags += ["--dtype", "float32", "--data_dir", toy_data, "--out_dir", tmp_path / "out"]
+    lines, err = printed(capsys, *flags)
+    assert lines and "later cells depend on their losses" in err and not (tmp_path / "out").exists()
+    for words in lines:
+        assert train.main(flags_of(words)) == 0
+    assert run_sweep(*flags, "--collect", tmp_path / "out" / "cells") in (0, 1)
+    first = json.loads((tmp_path / "out" / "design.jsonl").read_text().splitlines()[0])
+    ids = {folder_of(words).rpartition("/")[2] for words in lines}
+    assert {run["run_id"] for run in first["runs"]} == ids == set(losses_of(tmp_path / "out"))

@@ -131,7 +131,7 @@ def runnable(job, results: ResultsFile) -> Runnable:
         missing = results.to_run(cells, sc.retry)
         todo |= {c.run_id: c for c in missing}
         if missing and not sc.ablation:  # whose variants do not depend on each other
-            found.later = next(stages, None) is not None
+            found.later = bool(sc.design) or next(stages, None) is not None
             break
     for cell in todo.values():
         record = read_record(Path(cell.tc.out_dir) / "run.json")
@@ -139,7 +139,7 @@ def runnable(job, results: ResultsFile) -> Runnable:
             found.uncollected += record.status not in UNFINISHED
             if record.status not in UNFINISHED:
                 continue
-        found.capped = over_cap(cell, results, sc, len(found.cells))
+        found.capped = over_cap(cell, results, job.limits, len(found.cells))
         if found.capped:
             break
         found.cells.append(cell)
