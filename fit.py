@@ -140,7 +140,7 @@ def run(paths, out_dir=None, **options) -> dict:
     Parameters
     ----------
     paths : path, or list of paths
-        CSV, JSON or JSON-lines files.
+        Tables of runs: CSV, JSON, JSON lines, Markdown, .xlsx, .parquet, .gz.
     out_dir : path, optional
         Where to write; default fit/ beside the first file.
     **options
@@ -161,6 +161,10 @@ def run(paths, out_dir=None, **options) -> dict:
         paths = [paths]
     paths = [os.fspath(path) for path in paths]
     if not paths:
+        for name in ("units", "run_cols", "status"):
+            swallowed = getattr(options, name)[-1:]
+            if swallowed and os.path.exists(swallowed[0]):
+                raise UserError(f"--{name} took {swallowed[0]} as its last value; name the file before the flags")
         raise UserError("no file given; name a CSV of runs, or give --law and something to predict")
     if options.suggest is not None and suggest.is_empty(paths):
         return first_round(paths, options)
@@ -403,7 +407,7 @@ def from_law(name: str, options: Options) -> dict:
 
 def make_parser() -> Parser:
     parser = Parser("fit.py", __doc__, Options, usage="[runs.csv ...] [flags]")
-    parser.add_argument("paths", nargs="*", metavar="runs.csv", help="CSV, JSON or JSON-lines files of runs")
+    parser.add_argument("paths", nargs="*", metavar="runs.csv", help="tables of runs: CSV, JSON, Markdown, .xlsx, .gz")
     parser.flag("law", "str | None", None, "published law to predict from, without a CSV", group="predictions")
     return parser
 

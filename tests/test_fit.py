@@ -148,6 +148,9 @@ def test_a_published_law_needs_no_csv(capsys):
         (["--law", "hofmann", "--predict_flops", "1e20"], "hoffmann"),
         (["--law", "hoffmann"], "--law needs --predict_flops"),
         (["{csv}", "--law", "hoffmann", "--predict_flops", "1e20"], "--law predicts without runs; leave out"),
+        (["--units", "n=M", "{csv}"], "as its last value; name the file before the flags"),
+        (["{csv}", "--units", "n=apples"], "--units n=apples: 'apples' must be K, M, B"),
+        (["{csv}", "--same_nd", "best"], "must be one of auto, lowest, mean, all"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(tmp_path, argv, says, capsys):

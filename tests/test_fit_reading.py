@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from helpers import isoflop_runs, write_runs
+from helpers import isoflop_runs, run_python, write_runs
 
 from isoflop import laws
 from isoflop.fit.reading import chunks, open_table
@@ -130,12 +130,29 @@ def test_compressed(tmp_path):
     (tmp_path / "torn.csv.gz").write_bytes(gzip.compress(text)[:40])
     with pytest.raises(UserError, match="torn.csv.gz: cannot be decompressed"):
         open_table(str(tmp_path / "torn.csv.gz"))
+    damaged = bytearray(gzip.compress(text))
+    damaged[12] ^= 0xFF
+    (tmp_path / "torn.csv.gz").write_bytes(damaged)
+    with pytest.raises(UserError, match="torn.csv.gz: cannot be decompressed"):
+        open_table(str(tmp_path / "torn.csv.gz"))
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as f:
         f.writestr("runs.csv", text)
     (tmp_path / "runs.zip").write_bytes(packed.getvalue())
     with pytest.raises(UserError, match="zip archive of runs.csv; unzip it"):
         open_table(str(tmp_path / "runs.zip"))
+
+
+def test_plain_files_need_no_pandas(tmp_path):
+    path = write_runs(tmp_path / "r.csv", dict(zip(("N", "D", "loss"), (RUNS[0], RUNS[1], RUNS[3]), strict=True)))
+    code = (
+        "import sys\n"
+        "for name in ('pandas', 'pyarrow', 'openpyxl', 'torch'): sys.modules[name] = None\n"
+        "import fit\n"
+        "fit.run(sys.argv[1], sys.argv[2], bootstrap=0, plots=False)\n"
+    )
+    run_python(code, path, tmp_path / "out")
+    assert (tmp_path / "out" / "fit.json").exists()
 
 
 @pytest.mark.parametrize(("suffix", "engine"), [("xlsx", "openpyxl"), ("parquet", "pyarrow")])

@@ -266,7 +266,7 @@ def _reasons(chunk, data, file, seen):
         kept = FINISHED + [word.lower() for word in file.request.status]
         bad = ~np.isin(np.char.lower(data["status"].astype(str)), kept) & (why == "")
         why[bad] = [f"status {status}" for status in data["status"][bad]]
-    for role in QUANTITIES:
+    for role in (*QUANTITIES, "ratio"):
         if role not in file.found or (role == "loss" and not file.request.need_loss):
             continue
         values, name = data[role], file.header[file.found[role]]

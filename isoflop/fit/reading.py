@@ -13,6 +13,7 @@ import io
 import os
 import re
 import zipfile
+import zlib
 
 from isoflop.files import regular
 from isoflop.fit.objects import json_rows, unpack
@@ -75,7 +76,7 @@ def _raw(path):
         try:
             with gzip.open(io.BytesIO(raw)) as f:
                 raw = f.read(MOST_BYTES + 1)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{path}: cannot be decompressed ({error}); copy it again, or gunzip it") from None
         if len(raw) > MOST_BYTES:
             raise UserError(f"{path}: decompressed it has more than {MOST_BYTES:,} bytes; give a part of it")
