@@ -121,6 +121,7 @@ class SweepConfig:
     )  # no choices: PARALLEL has old names, too
     workers: int | None = option(None, "processes of cells (default: one per core or GPU)", min=1, max=2**12)
     reuse_trunk: bool = option(False, "--schedule wsd: budgets of one size share a trunk")
+    allow_few_steps: bool = option(False, "train cells of under 10 steps, too")
     retry: bool = option(False, "run only cells that have no result, by these flags")
     drop_bad_rows: bool = option(False, "move damaged rows of OUT_DIR to *.bad.*, and go on")
 
@@ -343,6 +344,7 @@ def set_up(sc: SweepConfig, flags: dict, env: DistributedEnv, stop) -> Job:
         known = folder.compute_type_of(sc.out_dir) or slurm.compute_type_of(sc.out_dir)
         for each in filter(None, (planner, other)):
             each.keep_type(known)
+            each.few_steps = sc.allow_few_steps
     job = Job(sc, env, stop, planner, other, asked)
     if sc.design:
         at_once, room_gb = sc.workers or 1, None
@@ -373,6 +375,9 @@ def sweep(job: Job, here: executors.InGroup) -> int:
         gc.freeze()  # what the imports made is not looked through after every cell
         quiet = not sys.stderr.isatty()
         bar = stack.enter_context(tqdm(total=0, unit="FLOP", unit_scale=True, desc="sweep", disable=quiet))
+        note = summary.too_few(sc, job.planner, results)
+        if note:
+            env.print0(note)
         executor, capped = here, ""
         for cells in job.stages(results):
             env.print0(dry_run.table(cells, results.done()))
@@ -489,6 +494,9 @@ def show_dry_run(job: Job, here: executors.InGroup):
     cells = [c for stage in stages for c in stage]
     good, done = [c for c in cells if not c.refused], results.done()
     todo = [c for c in good if c.run_id not in done]
+    note = summary.too_few(sc, job.planner, results)
+    if note:
+        env.print0(note)
     costs, room, count = {}, None, max(1, workers.count(todo, sc, env, trained=job.asked is None))
     if job.asked is None:
         beside = contextlib.nullcontext()

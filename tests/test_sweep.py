@@ -201,10 +201,31 @@ def test_one_cell_that_can_t_be_planned_does_not_stop_the_rest(toy_data, tmp_pat
     flags += ["--data_dir", toy_data, "--out_dir", tmp_path / "out", "--device", "cpu"]
     assert run_sweep(*flags) == 1
     table, out = rows_of(tmp_path / "out"), capsys.readouterr().out
-    assert sorted(r["status"] for r in table) == ["ok", "ok", "ok", "refused"]
-    assert "--flop_budget 5e+07 buys" in out and "(1 refused)" in out.splitlines()[-1]
+    assert sorted(r["status"] for r in table) == ["ok", "ok", "refused", "refused"]
+    assert "--flop_budget 5e+07 buys" in out and "(2 refused)" in out.splitlines()[-1]
+    assert "1 step, " in out and "add --allow_few_steps to train it all the same" in out
     assert run_sweep(*flags) == 1
     assert len(rows_of(tmp_path / "out")) == 4
+    assert run_sweep(*flags, "--allow_few_steps") == 1
+    assert sorted(r["status"] for r in rows_of(tmp_path / "out")) == ["ok", "ok", "ok", "refused", "refused"]
+    capsys.readouterr()
+    assert run_sweep(*flags) == 1, "a cell of few steps that has run is no refused one"
+    assert len(rows_of(tmp_path / "out")) == 5 and "(1 refused)" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_sweep_of_one_step_cells_is_refused_before_anything_is_written(toy_data, tmp_path, monkeypatch, capsys):
+    """One line, with a way out that works; and a sweep of one budget says what it can't give."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--flop_budgets", "3e7", "--n_embds", 64, 96, "--block_size", 32, "--val_tokens", 1024]
+    flags += ["--data_dir", toy_data, "--device", "cpu"]
+    assert run_sweep(*flags) == 2
+    err = capsys.readouterr().err
+    assert "step" in err and "off the budget: leave its size or budget out, or add --allow_few_steps" in err
+    assert "(and 1 more cells)" in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
+    run_sweep(*flags, "--allow_few_steps")
+    out, table = capsys.readouterr().out, rows_of("sweep_results")
+    assert len(table) == 2 and all(0 < int(r["steps"]) < 10 for r in table), "trained, whatever became of it"
+    assert out.startswith("note: 0 of 1 budgets have 4 or more sizes: no exponents a and b"), out[:200]
 
 
 def test_hours_are_capped_too(undisturbed, tmp_path, capsys):

@@ -13,6 +13,7 @@ from isoflop import device
 from isoflop.config import ModelConfig, configure
 from isoflop.distributed import DistributedEnv
 from isoflop.flops import count_params
+from isoflop.options import UserError
 from isoflop.train.plan import RunPlan, TrainConfig, resolve
 from isoflop.train.record import RunRecord, run_id
 from isoflop.train.validation import validation_rows
@@ -25,6 +26,9 @@ SIZE_LADDER = (
     (576, 9), (640, 10), (768, 12), (896, 14), (1024, 16), (1152, 18), (1280, 20), (1536, 24),
     (1792, 24), (2048, 24), (2304, 28), (2560, 32), (3072, 32), (3584, 36), (4096, 40),
 )  # fmt: skip
+
+
+FEWEST_STEPS = 10  # of a cell: whole steps miss a budget by up to half a step, 5% then, and a warm-up has one step
 
 
 class ModelSize(NamedTuple):
@@ -86,6 +90,14 @@ def stand_in(vocab_size: int, name: str):
     return types.SimpleNamespace(meta=meta, train=None, val=None, folder="")
 
 
+def few_steps_text(plan: RunPlan) -> str:
+    """Why a cell of few steps is refused, and the ways out."""
+    batch = plan.smaller_batch()
+    ways_out = f"add --batch_size {batch}, " if batch else ""
+    steps = f"{plan.steps} step{'s' * (plan.steps > 1)}, {plan.flops / plan.flop_budget - 1:+.0%} off the budget"
+    return f"{steps}: {ways_out}leave its size or budget out, or add --allow_few_steps to train it all the same"
+
+
 # ----- plans -----
 
 
@@ -107,6 +119,7 @@ class Planner:
         self.tokens = tokens
         self.env = env
         self.source = source
+        self.few_steps = True  # whether cells may have fewer than FEWEST_STEPS steps
         self.vocab_size = tokens.meta["vocab_size"]
         self._compute = None
 
@@ -177,6 +190,8 @@ class Planner:
             if self.source == "trained":
                 dtype, about["dtype_from"] = self.compute
                 tc = dataclasses.replace(tc, dtype=dtype)
+            if plan.steps < FEWEST_STEPS and not self.few_steps:
+                raise UserError(few_steps_text(plan))
             id_ = run_id(mc, tc, plan, dtype, self.tokens)
         except ValueError as error:
             return Cell(self._refused_id(size, flops, seed), size, flops, seed, refused=str(error), **about)

@@ -215,9 +215,10 @@ class ResultsFile:
 
         retry : run what has no usable result, whatever has run in its place of the grid.
         """
+        done, places = self.done(), self.places()
         for cell in cells:
             self.adopt(cell, planner.source)
-            if cell.refused and cell.run_id not in self.done():
+            if cell.refused and cell.run_id not in done and cell.place not in places:
                 self.add(cell, planner.record(cell, "refused"), planner.source)
         todo = self.to_run(cells, retry)
         if planner.source == "trained" and not retry:

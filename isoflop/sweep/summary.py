@@ -1,12 +1,45 @@
 """Lines around a sweep: what is left to run, what it cost, the command for one more budget, what is missing."""
 
+from dataclasses import replace
+
+from isoflop.fit.forecast import MIN_OPTIMA
+from isoflop.fit.minima import MIN_SIZES
 from isoflop.sweep import grid
 from isoflop.sweep.cells import Cell, Planner
 from isoflop.sweep.results import ResultsFile, resume_command
+from isoflop.train.plan import resolve
+from isoflop.train.record import USUAL_BETA2
 
 GRID_FLAGS = tuple(
     "flop_budgets n_embds n_layers n_heads depths sizes recentre no-recentre retry drop_bad_rows collect".split()
 )
+
+
+def too_few(sc, planner: Planner, results: ResultsFile) -> str:
+    """A line on what this sweep, with the rows in its folder, can't be asked; "" where budgets and sizes suffice."""
+    if sc.design:  # it chooses its own
+        return ""
+    sizes = {}  # of each budget
+    for row in results.rows:
+        if row["status"] == "ok":
+            sizes.setdefault(float(row["flop_budget"]), set()).add((int(row["n_embd"]), int(row["n_layer"])))
+    for flops in sc.flop_budgets:
+        planned = grid.ablation_sizes(sc, planner) if sc.ablation else grid.sizes_of(sc, planner, results, flops)
+        for size in planned:
+            if not planner.cell(size, flops).refused:
+                sizes.setdefault(flops, set()).add(size[:2])
+    budgets = [flops for flops, found in sizes.items() if len(found) >= MIN_SIZES]
+    if len(budgets) >= MIN_OPTIMA:
+        return ""
+    text = f"note: {len(budgets)} of {len(sizes)} budgets have {MIN_SIZES} or more sizes: "
+    if len(budgets) < 2:
+        text += "no exponents a and b (from 2 such budgets on), "
+    text += f"no forecast and no interval of an exponent (from {MIN_OPTIMA} on); add "
+    short = [f"{flops:g}" for flops, found in sizes.items() if len(found) < MIN_SIZES]
+    if short:
+        return text + f"sizes at {', '.join(short[:4])}"
+    more = [f"{max(sizes) * 3**i:.3g}" for i in range(1, MIN_OPTIMA - len(budgets) + 1)]
+    return text + f"--flop_budgets {' '.join(more)}"
 
 
 def what_is_left(todo: list[Cell], planned: int, seconds: list[float], count: int, price, processes: int) -> str:
@@ -48,7 +81,12 @@ def totals(results: ResultsFile, is_ablation: bool) -> str:
 
 
 def next_command(sc, planner: Planner, results: ResultsFile) -> str:
-    """The command for one more budget, as far above the largest as that is above the one below; "" without results."""
+    """The command for one more budget, as far above the largest as that is above the one below; "" without results.
+
+    Empty, too, where cells are run again at a rate of their own, which is none for the next budget.
+    """
+    if sc.retry and "lr" in planner.flags:
+        return ""
     budgets = sorted(set(sc.flop_budgets))
     ratio = 3.0
     if len(budgets) > 1:
@@ -84,28 +122,47 @@ def missing_text(missing: list[tuple[Cell, str]], planned: int, capped: str, why
 
     capped : the cap, or "". why : {run_id: what is known of its end}.
     """
-    lines, kinds, oom_rows, diverged_rate = [], {}, [], None
+    lines, kinds = [], {}
     for cell, status in missing:
         kinds[status] = kinds.get(status, 0) + 1
         reason = cell.refused or (why or {}).get(cell.run_id)
         lines.append(f"no result: {cell}: {status}" + (f" ({reason})" if reason else ""))
-        if status == "oom":
-            oom_rows.append(cell.plan.micro_batch_size)
-        if status == "diverged" and diverged_rate is None:
-            diverged_rate = cell.plan.lr
     if capped:
         lines.append(f"stopped: {capped}")
     if not missing:
         return "\n".join(lines)
-    without, more = ("retry", "drop_bad_rows", "collect"), []
-    if set(kinds) - {"not run"}:
-        more.append("--retry")
-    if diverged_rate is not None:
-        without += ("lr",)
-        more += ["--lr", f"{diverged_rate / 2:.3g}"]
-    if oom_rows:
-        more += ["--micro_batch_size", str(max(1, min(oom_rows) // 2))]
     counts = ", ".join(f"{count} {status}" for status, count in kinds.items())
-    command = resume_command(without=without, more=more)
-    lines.append(f"{len(missing)} of {planned} cells have no result ({counts}); to run just those: {command}")
-    return "\n".join(lines)
+    text = f"{len(missing)} of {planned} cells have no result ({counts})"
+    if set(kinds) == {"refused"}:  # the same flags would refuse them again
+        return "\n".join([*lines, f"{text}: the lines above say what to change"])
+    without, more = flags_for(missing)
+    return "\n".join([*lines, f"{text}; to run just those: {resume_command(without=without, more=more)}"])
+
+
+def flags_for(missing: list[tuple[Cell, str]]) -> tuple[tuple[str, ...], list[str]]:
+    """(flags to leave out, words to add) of the command that runs these cells again, by what has ended them."""
+    without, more = ("retry", "drop_bad_rows", "collect"), []
+    if {status for _, status in missing} - {"not run"}:
+        more.append("--retry")
+    unstable = [cell for cell, status in missing if status in ("diverged", "blown_up")]
+    if any(cell.plan.beta2 < USUAL_BETA2 for cell in unstable):  # a lower rate does not help those
+        without += ("beta2",)
+        more += ["--beta2", "0.95"]
+        unstable = [cell for cell in unstable if cell.plan.beta2 >= USUAL_BETA2]
+    if unstable:
+        without += ("lr", "lr_scale", "lrs", "tune_lr")
+        more += ["--lr", f"{lower_rate(unstable):.3g}"]
+    rows = [cell.plan.micro_batch_size for cell, status in missing if status == "oom"]
+    if rows:
+        without += ("micro_batch_size",)
+        more += ["--micro_batch_size", str(max(1, min(rows) // 2))]
+    return without, more
+
+
+def lower_rate(cells: list[Cell]) -> float:
+    """A peak learning rate for cells that blew up: half the lowest that did, and no default rate of theirs is lower."""
+    rates = []
+    for cell in cells:
+        default = resolve(cell.mc, replace(cell.tc, lr=None, lr_scale=1.0), cell.plan.world_size)
+        rates.append(min(cell.plan.lr / 2, default.lr))
+    return min(rates)
