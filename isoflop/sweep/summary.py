@@ -133,7 +133,7 @@ def missing_text(missing: list[tuple[Cell, str]], planned: int, capped: str, why
         return "\n".join(lines)
     counts = ", ".join(f"{count} {status}" for status, count in kinds.items())
     text = f"{len(missing)} of {planned} cells have no result ({counts})"
-    if set(kinds) == {"refused"}:  # the same flags would refuse them again
+    if all(cell.refused for cell, _ in missing):  # not by a service: the same flags would refuse them again
         return "\n".join([*lines, f"{text}: the lines above say what to change"])
     without, more = flags_for(missing)
     return "\n".join([*lines, f"{text}; to run just those: {resume_command(without=without, more=more)}"])
