@@ -216,7 +216,7 @@ def test_one_cell_that_can_t_be_planned_does_not_stop_the_rest(toy_data, tmp_pat
 def test_a_sweep_of_one_step_cells_is_refused_before_anything_is_written(toy_data, tmp_path, monkeypatch, capsys):
     """One line, with a way out that works; and a sweep of one budget says what it can't give."""
     monkeypatch.chdir(tmp_path)
-    flags = ["--flop_budgets", "3e7", "--n_embds", 64, 96, "--block_size", 32, "--val_tokens", 1024]
+    flags = ["--flop_budgets", "3e7", "--n_embds", 48, 64, "--block_size", 32, "--val_tokens", 1024]
     flags += ["--data_dir", toy_data, "--device", "cpu"]
     assert run_sweep(*flags) == 2
     err = capsys.readouterr().err
