@@ -25,7 +25,7 @@ from isoflop.train.plan import FEW_STEPS, MANY_EPOCHS
 
 STEP = math.sqrt(2)  # of the grid of D
 MIN_RATIO, MAX_RATIO = 2.0, 500.0  # tokens per parameter
-SPAN = 300.0  # from the dearest run down to the cheapest, over --max_cell_share
+SPAN = 100.0  # of the dearest run over the cheapest: cheaper ones bend a fit more than they tell
 TRUNK_RATIO = 20.0  # tokens per parameter at which a trunk has its batch and rate
 TRUNK_SHORTEST = 8.0  # the warm-up is that of a run so much shorter
 CPU_SPEED, PEAK_SHARE = 1e9, 0.1  # FLOP/s before any run is timed: per core, and of a GPU's peak
