@@ -2,9 +2,9 @@
 
     python sweep.py --design adaptive --target_flops 1.5e14 --dry_run   # a table, and OUT_DIR/design.png
 
-Each spend is rehearsed a few times: the sweep's own choices, a few rounds of them, with losses drawn from the law that
-is believed now (the fit to the runs so far or, before any, the mean of the public prior) and fitted again. The width of
-a law that is not yet known can't be had from its prior alone: what is learnt moves it.
+Each spend is rehearsed a few times: the sweep's own choices, a few rounds of them, with losses drawn from laws that are
+believed now (draws of the fit to the runs so far or, before any, the mean of the public prior) and fitted again. The
+width of a law that is not yet known can't be had from its prior alone: what is learnt moves it.
 """
 
 import math
@@ -44,7 +44,7 @@ def widths_of_money(design: Design, results) -> list[dict]:
     pool = design.pool(most, sc.max_cell_share * spends[0] / SPAN)
     menu = Menu(pool, design.kept(results), results.rows, design)
     candidates = menu.candidates(results)
-    belief = Knowledge(known, candidates, draws=2)
+    belief = Knowledge(known, candidates, draws=REHEARSALS)
     found = []
     for spend in spends:
         tries = [rehearse(design, menu, candidates, known, belief, spend, seed) for seed in range(REHEARSALS)]
@@ -62,7 +62,9 @@ def rehearse(
 ):
     """(number of runs, Width) after `spend` FLOPs more, with losses drawn from the belief's law and noise."""
     sc, taken, left, runs, planned = design.sc, [], spend, known, 0
-    target = Target(sc.target_flops)
+    target, law = Target(sc.target_flops), belief.law
+    if belief.level_known:
+        law = belief.draws.each(lambda values: values[seed % len(values)])
 
     def costs(more):
         cost = np.array(menu.costs([*taken, *more]))
@@ -77,7 +79,7 @@ def rehearse(
         if not choice.decisions:
             return len(taken), choice.before
         for decision in choice.decisions:
-            loss = simulate(belief.law, [decision.n], [decision.d], belief.noise, 1000 * seed + len(taken))
+            loss = simulate(law, [decision.n], [decision.d], belief.noise, 1000 * seed + len(taken))
             new = (decision.n, decision.d, loss[0], candidates.flops[decision.index])
             columns = zip((runs.n, runs.d, runs.loss, runs.flops), new, strict=True)
             runs = Runs(*[np.append(column, value) for column, value in columns])
