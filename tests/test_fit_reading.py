@@ -167,6 +167,16 @@ def test_excel_and_parquet(tmp_path, suffix, engine):
     assert sorted(table.loss) == sorted(COLUMNS["val_loss"]) and set(table.d) == set(COLUMNS["tokens"])
 
 
+def test_the_sheet_that_holds_runs(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("openpyxl")
+    path = tmp_path / "runs.xlsx"
+    with pandas.ExcelWriter(path) as writer:
+        pandas.DataFrame([["spring sweep", "tuned"], ["by", "us"]]).to_excel(writer, sheet_name="readme", index=False)
+        pandas.DataFrame(OBJECTS).to_excel(writer, sheet_name="runs", index=False, startrow=2)
+    assert sorted(read([str(path)]).loss) == sorted(COLUMNS["val_loss"])
+
+
 def test_a_missing_package_is_named_with_its_command(tmp_path, monkeypatch):
     import sys
 

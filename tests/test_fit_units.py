@@ -88,6 +88,11 @@ def test_real_runs_are_not_asked_about(tmp_path):
     assert read([small]).info["warnings"] == []
 
 
+def test_tokens_per_parameter_that_cannot_be(tmp_path):
+    path = write_runs(tmp_path / "r.csv", {"params": N * 1e12, "tokens": D, "loss": LOSS})
+    assert "D/N is" in warnings_of(read([path]))["units"]
+
+
 def test_far_targets():
     assert far_targets((1e22, 1e24), 1e21, "--predict_flops") == ""
     assert "1e22 is 1e18 times the largest C of the runs, 1e4" in far_targets((1e22,), 1e4, "--predict_flops")

@@ -16,6 +16,7 @@ import zipfile
 import zlib
 
 from isoflop.files import regular
+from isoflop.fit.names import is_known
 from isoflop.fit.objects import json_rows, unpack
 from isoflop.fit.values import number
 from isoflop.options import UserError, explain
@@ -112,16 +113,32 @@ def _through_pandas(raw, path, function, engine):
         raise UserError(
             f"{path}: the package {error.name} is missing; pip install pandas {engine}, or save the table as CSV"
         ) from None
-    options = {"header": None} if function == "read_excel" else {}
+    options = {"header": None, "sheet_name": None} if function == "read_excel" else {}
     try:
         frame = getattr(pandas, function)(io.BytesIO(raw), engine=engine, **options)
     except Exception as error:  # of a damaged file pandas's engines raise what they like
         raise UserError(f"{path}: pandas.{function} cannot read it ({error}); save the table as CSV") from None
-    frame = frame.astype(object).where(frame.notna(), None)
-    rows = frame.values.tolist()
     if function == "read_excel":
-        return headed(iter(rows), path)
-    return unpack([str(name) for name in frame.columns], iter(rows))
+        return _sheet({name: _cells_of(one) for name, one in frame.items()}, path)
+    return unpack([str(name) for name in frame.columns], iter(_cells_of(frame)))
+
+
+def _cells_of(frame):
+    return frame.astype(object).where(frame.notna(), None).values.tolist()
+
+
+def _sheet(sheets, path):
+    """(header, rows) of the first sheet that has two usual names in its header, else of the first that has rows."""
+    found = []
+    for rows in sheets.values():
+        if len(rows) > 1:
+            header, below = headed(iter(rows), path)
+            if sum(map(is_known, header)) > 1:
+                return header, below
+            found.append((header, below))
+    if not found:
+        raise UserError(f"{path} has no sheet with a header and rows")
+    return found[0]
 
 
 def _decode(raw, path):
