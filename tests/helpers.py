@@ -297,7 +297,7 @@ def script_server(scripts, seconds=60.0):
 
     yield call
     process.stdin.close()
-    process.wait(10)
+    process.wait(60)
 
 
 def flags_of(script: str) -> list:

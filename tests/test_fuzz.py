@@ -4,10 +4,13 @@ Inputs are drawn by hypothesis, the same ones each time. A script's inputs go th
 wrong with any of them is listed at the end. A few of each script run by default, some hundred with -m slow.
 """
 
+import base64
 import copy
+import http.server
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -36,8 +39,11 @@ CALLS = {  # for each script calls that succeed; @ is the folder of good inputs
     "train": [f"--data_dir @/data --out_dir out {RUN}", f"--data_dir @/data --out_dir @/run --resume {RUN}"],
     "sweep": [
         "--simulate hoffmann --flop_budgets 1e18 1e19 1e20 --out_dir out --dry_run --sizes 3",
-        "--dry_run --flop_budgets 1e7 2e7 --n_embds 8 16 --data_dir @/data --val_tokens 64 --device cpu --out_dir out",
+        "--dry_run --flop_budgets 1e7 2e7 --n_embds 8 16 --data_dir @/data --block_size 16 --val_tokens 64 "
+        "--device cpu --out_dir out",
         "--simulate hoffmann --flop_budgets 1e18 1e19 --sizes 3 --out_dir @/sweep --dry_run",
+        "--api SERVICE --total_flops 1e16 --flop_budgets 1e15 --n_embds 64 128 --lr 1e-3 --batch_size 128 "
+        "--out_dir out --api_key_file @/key.txt",
     ],
     "sample": ["--ckpt @/ckpt --max_new_tokens 4", "--ckpt @/ckpt --max_new_tokens 4 --prompts @/prompts.jsonl"],
     "eval": ["--ckpt @/ckpt --data_dir @/data --val_tokens 64 --device cpu --out scores.jsonl"],
@@ -69,6 +75,43 @@ FILES = [
 ]
 
 
+WRITTEN = ("out", "out/", "scores.jsonl", "in/run", "in/sweep", "in/data/lengths.png")  # by calls that succeed
+STATUSES = [(200, {}), (200, {}), (200, {}), (400, {}), (403, {}), (302, {"Location": "http://127.0.0.1:1/"})]
+STATUSES += [(503, {"Retry-After": "99999999"}), (200, {"Content-Length": "99"})]
+
+
+# ----- a training service -----
+
+
+class Service(http.server.BaseHTTPRequestHandler):
+    """Answers as its address says: http://HOST/ANSWER/loss?..., ANSWER from address_of()."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        status, headers, body = json.loads(base64.urlsafe_b64decode(self.path.split("/")[1]))
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+
+@pytest.fixture(scope="module")
+def service():
+    """address_of(status, headers, body) -> the address of a service that gives this answer to every request."""
+    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Service)
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+
+    def address_of(status, headers, body):
+        answer = base64.urlsafe_b64encode(json.dumps([status, headers, body]).encode()).decode()
+        return f"http://127.0.0.1:{served.server_address[1]}/{answer}"
+
+    yield address_of
+    served.shutdown()
+
+
 # ----- calls -----
 
 
@@ -85,6 +128,7 @@ def good(server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("good")
     texts = [json.dumps({"text": f"document {i} of the text " * (1 + i % 7)}) for i in range(60)]
     (folder / "text.jsonl").write_text("\n".join(texts) + "\n")
+    (folder / "key.txt").write_text("secret")
     (folder / "prompts.jsonl").write_text('"doc"\n{"prompt": "the"}\n')
     (folder / "models.json").write_text('{"A": {"n_layer": 2, "n_embd": 64}, "B": {"preset": "gpt2"}}')
     runs = []
@@ -191,11 +235,23 @@ def bad_flags(script: str, words: list[str], rng) -> list[str]:
     return words
 
 
-def bad_call(script: str, kind: str, rng, good: Path, case: Path) -> list[str]:
-    """The argv of a call with a bad input of a kind: "flags", "json" or "file". Inputs are copied into case/in."""
+def bad_answer(rng) -> tuple[int, dict, str]:
+    """(status, headers, body) of a service that can't be trusted."""
+    status, headers = rng.choice(STATUSES)
+    body = json.dumps(mutated({"loss": 3.2, "total_flops_used": 1e15, "message": "no"}, rng))
+    return status, headers, rng.choice([body, body, body, body[:-1], "[" * 10_000, ""])
+
+
+def bad_call(script: str, kind: str, rng, good: Path, case: Path, address_of) -> list[str]:
+    """The argv of a call with a bad input of a kind: "flags", "json" or "file". Inputs are copied into case/in.
+
+    A call that asks a service has a bad answer, too.
+    """
     words = rng.choice(CALLS[script]).split()
     inputs = case / "in"
     shutil.copytree(good, inputs, symlinks=True)
+    if "SERVICE" in words:
+        words[words.index("SERVICE")] = address_of(*bad_answer(rng))
     documents = json_files(words, good)
     if kind == "json" and documents:
         path = inputs / rng.choice(documents)
@@ -226,6 +282,11 @@ def listing(folder: Path) -> dict:
     return found
 
 
+def changes(before: dict, after: dict) -> list[str]:
+    """The paths that differ in two listings."""
+    return sorted(path for path in after.keys() | before.keys() if after.get(path, 0) != before.get(path, 0))
+
+
 def faults(script: str, answer: dict, argv: list[str], before: dict, after: dict) -> list[str]:
     """What is wrong with an answer."""
     status, err, found = answer["status"], answer["err"], []
@@ -245,13 +306,13 @@ def faults(script: str, answer: dict, argv: list[str], before: dict, after: dict
             found.append(f"{err.count(chr(10))} lines")
         if len(err) > LONGEST_LINE + typed + 200 * (typed > 200):
             found.append(f"a line of {len(err)} characters")
-        changed = sorted(path for path in after.keys() | before.keys() if after.get(path, 0) != before.get(path, 0))
-        if changed:
+        changed = changes(before, after)
+        if changed and "--api" not in argv:  # which writes what the service answered before
             found.append(f"written: {', '.join(changed[:3])}")
     return found
 
 
-def fuzz(script: str, examples: int, server, good, tmp_path):
+def fuzz(script: str, examples: int, server, good, tmp_path, service):
     """Run a number of bad inputs of a script; fails with the list of all faults."""
     problems, counts = [], {"inputs": 0}
 
@@ -263,7 +324,7 @@ def fuzz(script: str, examples: int, server, good, tmp_path):
         case = tmp_path / "case"
         shutil.rmtree(case, ignore_errors=True)
         case.mkdir()
-        argv = bad_call(script, kind, rng, good, case)
+        argv = bad_call(script, kind, rng, good, case, service)
         before = listing(case)
         answer = server(script, argv, case)
         found = faults(script, answer, argv, before, listing(case))
@@ -279,12 +340,30 @@ def fuzz(script: str, examples: int, server, good, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_few_bad_inputs(server, good, tmp_path):
+def test_a_few_bad_inputs(server, good, tmp_path, service):
     for script in CALLS:
-        fuzz(script, FEW, server, good, tmp_path)
+        fuzz(script, FEW, server, good, tmp_path, service)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", CALLS)
-def test_many_bad_inputs(script, server, good, tmp_path):
-    fuzz(script, EXAMPLES, server, good, tmp_path)
+def test_many_bad_inputs(script, server, good, tmp_path, service):
+    fuzz(script, EXAMPLES, server, good, tmp_path, service)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", CALLS)
+def test_good_calls_write_nothing_beside_their_output(script, server, good, tmp_path, service):
+    for i, call in enumerate(CALLS[script]):
+        case = tmp_path / str(i)
+        shutil.copytree(good, case / "in")
+        address = service(200, {}, '{"loss": 3.2, "total_flops_used": 1e15}')
+        argv = [word.replace("@", str(case / "in")).replace("SERVICE", address) for word in call.split()]
+        before = listing(case)
+        answer = server(script, argv, case)
+        assert answer["status"] == 0 or "all three methods were refused" in answer["err"], (call, answer)
+        elsewhere = []
+        for path in changes(before, listing(case)):
+            if not os.path.relpath(path, case).startswith(WRITTEN):
+                elsewhere.append(path)
+        assert elsewhere == [], call
