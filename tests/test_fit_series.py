@@ -109,6 +109,13 @@ def test_a_file_for_each_series(tmp_path):
     assert set(split(read(paths, by="file"), "file")) == {"adamw", "muon"}
 
 
+def test_a_row_that_two_series_share_stays_in_both(tmp_path):
+    n, d, _, loss = runs_of(LAW, 1)
+    paths = [write_runs(tmp_path / f"{name}.csv", {"N": n, "D": d, "loss": loss}) for name in ("a", "b")]
+    assert {label: len(part.n) for label, part in split(read(paths, by="file"), "file").items()} == {"a": 24, "b": 24}
+    assert len(read(paths).n) == 24
+
+
 def test_names_of_files(tmp_path):
     same = [str(tmp_path / folder / "runs.csv") for folder in ("adamw", "muon")]
     assert list(names_of(same).values()) == ["adamw", "muon"]  # sweep.py's own folders

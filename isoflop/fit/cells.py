@@ -229,9 +229,10 @@ def _columns(chunk, row, file, prefix, seen):
         for i, name in enumerate(file.header):
             if i not in roles and "=" + key_of(name) not in found:
                 data["@" + str(name)] = seen.codes.encode(str(name), [r[i] for r in chunk])
+    data["hash"] = np.array([hash(tuple(map(str, r))) for r in chunk], dtype=np.int64)
     if file.by_file:
         data["label"] = np.full(len(chunk), file.label, dtype=object)
-    data["hash"] = np.array([hash(tuple(map(str, r))) for r in chunk], dtype=np.int64)
+        data["hash"] ^= hash(file.label)  # a row that two series share is no duplicate
     return data
 
 
