@@ -23,7 +23,7 @@ from isoflop import laws
 from isoflop.cli import Parser, UserError, check, option, run_main
 from isoflop.files import writable_folder, write_json, write_text
 from isoflop.fit import report, series, suggest
-from isoflop.fit.backtest import backtest, conventions
+from isoflop.fit.backtest import backtest, conventions, forecast_tests, splits_of
 from isoflop.fit.compare import compare_families
 from isoflop.fit.coupled import DRAWS, fit_coupled
 from isoflop.fit.envelope import fit_envelope
@@ -271,7 +271,13 @@ def analyse(table: Table, options: Options, targets: Table | None = None) -> Ana
     fits = fit_methods(table, options)
     settings = (options.budget_tol, options.huber_delta, options.isoflop_method)
     # a method that is refused has no back-test: nothing of it is shown
-    tests = [row for row in backtest(table, *settings, fits.parametric) if row["method"] not in fits.refused]
+    splits = splits_of(table, options.budget_tol, options.isoflop_method)
+    tests = backtest(table, *settings, fits.parametric, splits)
+    tests = [row for row in tests if row["method"] not in fits.refused]
+    steps = forecast_tests(splits)
+    for family in fits.families:
+        if family.family == fits.coupled.family:
+            steps += family.tests
     skill = skill_of(tests, fits.parametric, fits.isoflop, table)
 
     least_loss = {fits.least_losses_of: fits.compute_law}  # L(C) is fitted to one method's minima: it alone has a loss
@@ -303,6 +309,7 @@ def analyse(table: Table, options: Options, targets: Table | None = None) -> Ana
         fits=fits,
         conventions=conventions(table, *settings),
         backtests=tests,
+        forecast_tests=steps,
         skill=skill,
         predictors=predictors,
         budgets=budgets,

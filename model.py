@@ -391,7 +391,7 @@ def run(parser: Parser, args):
     print(" ".join(f"{k}={v}" for k, v in asdict(cfg).items()))
     print(f"\n{describe(cfg)}")
     if args.plot_flops:
-        from isoflop.fit.figures import plot_flops
+        from isoflop.fit.flops_figure import plot_flops
 
         plot_flops(cfg, args.plot_flops)
         print(Path(args.plot_flops).resolve())

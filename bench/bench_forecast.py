@@ -28,6 +28,7 @@ import numpy as np  # noqa: E402
 from isoflop import laws  # noqa: E402
 from isoflop.display import text_table  # noqa: E402
 from isoflop.fit import table as runs  # noqa: E402
+from isoflop.fit.compare import compare_families  # noqa: E402
 from isoflop.fit.coupled import PUBLIC, Prior, fit_coupled  # noqa: E402
 from isoflop.fit.isoflop import fit_isoflop, group_budgets  # noqa: E402
 from isoflop.fit.parametric import fit_parametric  # noqa: E402
@@ -53,7 +54,14 @@ OTHERS = (
     ("farseer", "farseer", "more/farseer.csv"),
     ("chinchilla", "chinchilla", "chinchilla_epoch.csv"),
 )
-LAWS = ("Hoffmann as was", "Hoffmann weighted", "coupled", "coupled, p free")
+NESTED = {  # how E = 0 and alpha = beta could answer -> which of them
+    "by evidence": ("E = 0", "alpha = beta"),
+    "by both": ("E = 0", "alpha = beta"),
+    "E = 0 by both": ("E = 0",),
+    "alpha = beta by both": ("alpha = beta",),
+}
+LAWS = ("Hoffmann as was", "Hoffmann weighted", "coupled", "coupled, p free", *NESTED)
+CLEAR = 3.0  # nats by which a nested law must lead to answer "by both"
 LINES = ("line E + k C^-g", ".7 line + .3 log-log")
 
 
@@ -61,14 +69,43 @@ LINES = ("line E + k C^-g", ".7 line + .3 log-log")
 
 
 def surfaces(n, d, c, loss, prior):
-    """Method -> Law or None. As was: refused where E runs to 0."""
+    """Method -> Law or None. As was: refused where E runs to 0. By evidence, by both: see nested()."""
     classical = fit_parametric(n, d, loss, resamples=0, n_grid=6)
+    auto = fit_coupled(n, d, loss, c, prior=prior, resamples=0)
     return {
         "Hoffmann as was": classical.law if classical.family == "hoffmann" else None,
         "Hoffmann weighted": fit_coupled(n, d, loss, c, family="hoffmann", prior=False, resamples=0).law,
-        "coupled": fit_coupled(n, d, loss, c, prior=prior, resamples=0).law,
+        "coupled": auto.law,
         "coupled, p free": fit_coupled(n, d, loss, c, family="coupled", prior=prior, resamples=0).law,
+        **nested(n, d, c, loss, prior, auto),
     }
+
+
+def nested(n, d, c, loss, prior, auto):
+    """
+    Method -> Law: what would answer if the cases of NESTED could, where `auto` answers now.
+
+    By evidence: the first of all families. By both: the first that leads the answering one by CLEAR nats and misses its
+    back-tests no more than that one does; else the answering one.
+    """
+    rows = compare_families(n, d, loss, c, prior)
+    answering = [row for row in rows if row.family == auto.family]
+    found = dict.fromkeys(NESTED, auto.law)
+    for method, cases in NESTED.items():
+        if not answering:
+            break
+        ours = answering[0]
+        for row in rows:
+            if not row.family.endswith(cases):
+                continue
+            leads = row.behind < ours.behind
+            if method != "by evidence":
+                tested = row.backtest is not None and ours.backtest is not None and row.backtest <= ours.backtest
+                leads = tested and row.behind < ours.behind - CLEAR
+            if leads:
+                found[method] = row.law
+                break
+    return found
 
 
 def lines(n, d, c, loss):

@@ -5,7 +5,7 @@ import pytest
 from helpers import isoflop_runs
 
 from isoflop import laws
-from isoflop.fit.backtest import backtest, conventions, pseudo_budgets
+from isoflop.fit.backtest import backtest, conventions, forecast_tests, pseudo_budgets, splits_of
 from isoflop.fit.table import Table
 
 LAW = laws.PUBLISHED["besiroglu"]
@@ -42,6 +42,20 @@ def test_rows_of_isoflop_measure_the_optimum():
     for row in rows[1:]:
         assert row["actual"] - row["predicted"] == row["error_nats"] and abs(row["error_ln"]) < 1e-3
         assert abs(np.log(row["n_opt"] / row["n_opt_actual"])) < 0.02
+
+
+def test_the_forecast_is_tested_one_to_four_budgets_ahead():
+    n, d, c, loss = isoflop_runs(LAW, 0.002, 0, BUDGETS, 9)
+    rows = forecast_tests(splits_of(table_of(n, d, c, loss), 0.1, "pooled"))
+    assert [round(row["flops_fitted"] / 1e17, 1) for row in rows] == [10.0] * 4 + [31.6] * 3 + [100.0] * 2 + [316.2]
+    np.testing.assert_allclose([row["flops"] for row in rows[:4]], BUDGETS[3:], rtol=1e-6)
+    assert all(row["pi95"][0] < row["measured"] < row["pi95"][1] for row in rows)
+    assert all(row["error_ln"] == np.log(row["measured"] / row["predicted"]) for row in rows)
+    bent = forecast_tests(splits_of(table_of(n, d, c, np.where(c > 5e19, 0.9 * loss, loss)), 0.1, "pooled"))
+    assert [row["predicted"] for row in bent] == [row["predicted"] for row in rows]  # nothing later moves a prediction
+    moved = [was["measured"] != now["measured"] for was, now in zip(rows, bent, strict=True)]
+    assert moved == [row["flops"] > 5e19 for row in rows]
+    assert forecast_tests([]) == []
 
 
 @pytest.mark.slow

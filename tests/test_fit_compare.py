@@ -26,6 +26,9 @@ def test_the_true_family_comes_first(name):
     behind = [row.behind for row in rows]
     assert behind == sorted(behind) and behind[-1] > 20
     assert rows[0].n_backtests == 10  # 4 + 3 + 2 + 1 budgets ahead
+    assert [test["flops"] > test["flops_fitted"] for test in rows[0].tests] == [True] * 10
+    rms = np.sqrt(np.mean([np.log(test["measured"] / test["predicted"]) ** 2 for test in rows[0].tests]))
+    assert abs(rms / rows[0].backtest - 1) < 1e-9
     assert rows[0].backtest < 0.008 < rows[-1].backtest
     assert 0.001 < rows[0].leave_one_out < 0.004 < rows[-1].leave_one_out
     assert {row.family: row.free for row in rows}["hoffmann, alpha = beta"] == 4

@@ -1,6 +1,6 @@
 """Pictures: what is drawn of budgets, FLOPs, scores and learning rates, and axes with round ticks."""
 
-import matplotlib
+import matplotlib.pyplot
 import numpy as np
 import pytest
 from helpers import simulated_table
@@ -22,6 +22,7 @@ from isoflop.fit.axes import (
     size_tick,
     span,
 )
+from isoflop.fit.diagnostics import _formula
 from isoflop.fit.figures import (
     ON_EDGE,
     PICTURES,
@@ -31,8 +32,10 @@ from isoflop.fit.figures import (
     draw_loss,
     draw_optimum,
     draw_ratio,
+    draw_residuals,
+    draw_surface,
 )
-from isoflop.fit.result import bands, to_arrays, to_json
+from isoflop.fit.result import answering_law, bands, to_arrays, to_json
 
 matplotlib.use("Agg")
 LAW = laws.Law(1.7, 400.0, 1500.0, 0.34, 0.36)
@@ -93,7 +96,46 @@ def test_predictions_lie_beyond_the_data(good):
         ax = draw(result, arrays).axes[0]
         assert ax.get_xlim()[1] > 1e21
     assert "Besiroglu 2024" in labels(draw_optimum(result, arrays).axes[0])
-    assert "least loss of the parametric fit" in labels(draw_loss(result, arrays).axes[0])
+    _, name = answering_law(result)
+    assert f"least loss of the {name}" in labels(draw_loss(result, arrays).axes[0])
+
+
+def without_the_coupled_law(result):
+    return result | {"coupled": {"status": "refused"}}
+
+
+def test_pictures_show_the_law_that_answers(good):
+    result, arrays = good
+    names = []
+    for shown in (result, without_the_coupled_law(result)):
+        law, name = answering_law(shown)
+        names.append(name)
+        budget = shown["isoflop"]["budgets"][0]
+        fig = draw_isoflop(shown, arrays)
+        dashed = [line for line in fig.axes[0].lines if line.get_linestyle() == "--"]
+        n, loss = dashed[0].get_data()
+        np.testing.assert_allclose(loss, law.loss(n, budget["flops"] / (6 * n)))
+        assert len(dashed) == len(shown["isoflop"]["budgets"])
+        assert name in [text.get_text() for text in fig.legends[-1].get_texts()]
+        fig = draw_residuals(shown, arrays)
+        drawn = fig.axes[0].collections[0].get_offsets()[:, 1]
+        np.testing.assert_allclose(drawn, 100 * np.log(arrays["loss"] / law.loss(arrays["n"], arrays["d"])), atol=1e-9)
+        assert f"of the {name}" in fig.get_suptitle()
+        assert draw_surface(shown, arrays).axes[0].get_title().lower().startswith(name.lower())
+    assert names[1] == "parametric fit" and names[0] in ("coupled law", "weighted Hoffmann's law")
+
+
+def test_a_ladder_has_no_surface(good):
+    result, arrays = good
+    ladder = result | {"refusals": [{"method": "parametric", "code": "constant_ratio", "message": "one D/N"}]}
+    for draw in (draw_surface, draw_residuals):
+        with pytest.raises(Skip, match="all runs have one D/N"):
+            draw(ladder, arrays)
+
+
+def test_the_formula_of_a_coupled_law_has_its_power():
+    plain, coupled = laws.Law(1.7, 400.0, 1500.0, 0.34, 0.36), laws.Law(1.7, 400.0, 1500.0, 0.34, 0.36, p=2.5)
+    assert "p =" not in _formula(plain) and _formula(coupled).endswith("p = 2.50")
 
 
 def test_the_forecast_has_a_line_and_a_band_and_labels_its_own_ratios(good):
@@ -132,13 +174,20 @@ def test_axes_say_how_n_is_counted_and_the_unit_of_the_loss(good):
 
 def test_back_tests_are_drawn_as_predicted_against_measured(good):
     result, arrays = good
-    tests = findings.tests_of(result)
+    one_step = [row | {"measured": row["actual"]} for row in findings.tests_of(result) if row["method"] == "parametric"]
+    tests = result["backtests"] + one_step
+    assert {row["method"] for row in tests} == {"forecast", "coupled", "parametric"}
     left, right = draw_backtest(result, arrays).axes
     drawn = np.concatenate([part.get_offsets() for part in left.collections])
-    wanted = [(row["actual"], row["predicted"]) for row in tests]
+    wanted = [(row["measured"], row["predicted"]) for row in tests]
     assert len(tests) > 2 and sorted(map(tuple, drawn)) == sorted(wanted)
     off = np.concatenate([part.get_offsets() for part in right.collections])[:, 1]
     np.testing.assert_allclose(sorted(off), sorted(-100 * row["error_ln"] for row in tests))
+    missed = [{**row, "pi95": (1.0, 1.1)} for row in result["backtests"] if row["method"] == "forecast"]
+    faces = draw_backtest(result | {"backtests": missed}, arrays).axes[0].collections[0].get_facecolors()
+    np.testing.assert_allclose(faces[:, :3], 1.0)  # open: out of pi95
+    shown = draw_backtest(result | {"backtests": []}, arrays).axes[0].collections
+    assert len(shown) == 2  # without them, each method's own
 
 
 def test_flops_with_attention_have_a_picture(good):

@@ -11,7 +11,16 @@ from helpers import simulated_table
 import fit
 from isoflop import display, laws
 from isoflop.fit import axes, report
-from isoflop.fit.findings import answers, exponents, family_evidence, few, law_letters, one_variable_laws, size
+from isoflop.fit.findings import (
+    answers,
+    exponents,
+    family_evidence,
+    few,
+    forecast_tests_said,
+    law_letters,
+    one_variable_laws,
+    size,
+)
 from isoflop.fit.result import bands, to_arrays, to_json
 
 LAW = laws.Law(1.7, 400.0, 1500.0, 0.34, 0.36)
@@ -225,6 +234,18 @@ def test_families_of_laws_are_ranked_in_a_table(good):
     assert "ahead" in family_evidence(other)[2]
     for text in (report.page(*good), report.summary(result)):
         assert said[4:30] in " ".join(text.split())
+    first = {**ours, "family": f"{answering}, E = 0", "behind": -4.2}
+    assert f"{answering}, E = 0 leads by " in family_evidence(result | {"families": [first, *result["families"]]})[2]
+
+
+def test_the_forecast_s_own_back_tests_are_said(good):
+    result = good[0]
+    tests = [row for row in result["backtests"] if row["method"] == "forecast"]
+    held = sum(row["pi95"][0] <= row["measured"] <= row["pi95"][1] for row in tests)
+    assert len(tests) == 10
+    for text in (report.page(*good), report.summary(result)):
+        assert f"{held} of 10 inside pi95" in " ".join(text.split())
+    assert forecast_tests_said(result | {"backtests": []}) == ""
 
 
 # ----- the terminal -----

@@ -41,7 +41,8 @@ def result(analysis):
 
 def test_every_section_is_there_in_plain_python(result):
     sections = (
-        "input forecast coupled families parametric isoflop envelope compute_law kaplan conventions backtest skill"
+        "input forecast coupled families parametric isoflop envelope compute_law kaplan conventions backtest backtests "
+        "skill"
     )
     assert list(result) == [*sections.split(), "published", "predictions", "valley", "refusals"]
     assert json.loads(json.dumps(result, allow_nan=False)) == result

@@ -3,7 +3,7 @@
 import pytest
 
 from isoflop.config import PRESETS, ModelConfig, configure
-from isoflop.fit.figures import plot_flops
+from isoflop.fit.flops_figure import plot_flops
 from isoflop.flops import count_params, describe, flops_per_token, flops_per_token_exact, param_table
 
 # Parameters of the released weights: transformers' own count of gpt2 to gpt2-xl, and of the LLaMA checkpoints.

@@ -65,6 +65,11 @@ def figure(width=8.6, height=6.4, rows=1, columns=1, **more):
     return fig, axes
 
 
+def colour_of(law):
+    """The key in COLOURS of result.answering_law()'s name."""
+    return "parametric" if law == "parametric fit" else "coupled"
+
+
 def n_axis(result, name="Parameters N"):
     """Label of an axis of N, with how it is counted where that is known."""
     counted = COUNTED.get(result.get("input", {}).get("n_convention"))

@@ -5,12 +5,13 @@ Back-tests: fit the smaller budgets, predict the larger ones.
     >>> [row["error_ln"] for row in rows]
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from isoflop.fit.envelope import fit_envelope
-from isoflop.fit.isoflop import fit_isoflop, group_budgets
+from isoflop.fit.forecast import forecast_isoflop
+from isoflop.fit.isoflop import Budget, IsoflopFit, fit_isoflop, group_budgets
 from isoflop.fit.parametric import fit_parametric
 from isoflop.fit.power_law import fit_power_law
 from isoflop.fit.predictors import line_predictor, parametric_predictor
@@ -18,6 +19,7 @@ from isoflop.laws import cost_of
 
 LOWEST = 3  # budgets that every back-test may fit
 MIN_RUNS = 4  # of a budget
+STEPS = 4  # budgets ahead that the forecast is tested on
 MIN_FITTED = 6  # runs below it: the law has five parameters
 
 
@@ -35,7 +37,67 @@ def pseudo_budgets(c, tol):
     return [group for group in np.array_split(order, count) if len(group)]
 
 
-def backtest(table, tol, delta, how="local", near=None):
+@dataclass(frozen=True)
+class Split:
+    """The runs of one budget held out, those below it, and what isoFLOP curves make of both."""
+
+    held: np.ndarray  # indices of the budget's runs
+    fitted: np.ndarray  # mask of the runs below
+    flops: float  # of the budget
+    c_max: float  # largest compute fitted
+    own: Budget | None  # the budget's own minimum
+    below: IsoflopFit  # of the runs below
+
+
+def splits_of(table, tol, how):
+    """Splits of a table: every budget beyond the LOWEST that has MIN_FITTED runs below it, by rising C."""
+    splits = []
+    alone = "local" if how == "pooled" else how  # one budget has nothing to be pooled with
+    for held in pseudo_budgets(table.c, tol)[LOWEST:]:
+        ln_c = np.log(table.c[held])
+        fitted = np.log(table.c) < min(ln_c.min(), ln_c.mean() - tol)
+        if fitted.sum() < MIN_FITTED:
+            continue
+        n, d, c, loss = table.n[held], table.d[held], table.c[held], table.loss[held]
+        at = float(np.exp(ln_c.mean()))
+        own = fit_isoflop(n, d, c, loss, np.full(len(held), at), 1.0, alone, 0)
+        own = next((budget for budget in own.budgets if budget.status == "ok"), None)
+        below = fit_isoflop(table.n[fitted], table.d[fitted], table.c[fitted], table.loss[fitted], None, tol, how, 0)
+        splits.append(Split(held, fitted, at, float(table.c[fitted].max()), own, below))
+    return splits
+
+
+def forecast_tests(splits):
+    """
+    The forecast from the minima below each budget, against the minima of the next STEPS budgets.
+
+    Parameters
+    ----------
+    splits : list of Split
+
+    Returns
+    -------
+    list of dict
+        method "forecast", flops_fitted (largest C fitted), flops, predicted, measured, error_ln (ln of measured over
+        predicted), pi95.
+    """
+    rows = []
+    for i, split in enumerate(splits):
+        ahead = [other for other in splits[i : i + STEPS] if other.own is not None]
+        best, _ = forecast_isoflop(split.below, [other.flops for other in ahead], split.c_max)
+        for row, other in zip(best, ahead, strict=False):
+            rows.append(multi_step("forecast", split.c_max, row.flops, row.loss.point, other.own.loss, row.loss.pi95))
+    return rows
+
+
+def multi_step(method, flops_fitted, flops, predicted, measured, pi95=None):
+    """A row of fit.json's `backtests`."""
+    row = {"method": method, "flops_fitted": float(flops_fitted), "flops": float(flops), "predicted": float(predicted)}
+    error = float(np.log(measured / predicted))
+    return row | {"measured": float(measured), "error_ln": error, "pi95": pi95}
+
+
+def backtest(table, tol, delta, how="local", near=None, splits=None):
     """
     For every budget above the lowest three: fit on the runs below it, predict it.
 
@@ -51,6 +113,8 @@ def backtest(table, tol, delta, how="local", near=None):
         Method of fit_isoflop.
     near : ParametricFit, optional
         The fit to all runs, as one more start of every refit.
+    splits : list of Split, optional
+        splits_of() this table, where they are known.
 
     Returns
     -------
@@ -61,23 +125,17 @@ def backtest(table, tol, delta, how="local", near=None):
         Parametric rows compare the mean of the budget's own runs, the others the budget's least loss.
     """
     rows = []
-    for held in pseudo_budgets(table.c, tol)[LOWEST:]:
-        ln_c = np.log(table.c[held])
-        fitted = np.log(table.c) < min(ln_c.min(), ln_c.mean() - tol)
-        if fitted.sum() >= MIN_FITTED:
-            rows += _predict_budget(table, held, fitted, tol, delta, how, near)
+    for split in splits_of(table, tol, how) if splits is None else splits:
+        rows += _predict_budget(table, split, delta, near)
     return rows + _backtest_envelope(table)
 
 
-def _predict_budget(table, held, fitted, tol, delta, how, near):
-    """Back-test rows of one budget: its runs `held` (indices), predicted from the runs `fitted` (mask)."""
+def _predict_budget(table, split, delta, near):
+    """Back-test rows of one split."""
+    held, fitted, at, own = split.held, split.fitted, split.flops, split.own
     n, d, c, loss = table.n[fitted], table.d[fitted], table.c[fitted], table.loss[fitted]
-    held_n, held_d, held_c, held_loss = table.n[held], table.d[held], table.c[held], table.loss[held]
-    at = float(np.exp(np.log(held_c).mean()))
-    alone = "local" if how == "pooled" else how  # one budget has nothing to be pooled with
-    own = fit_isoflop(held_n, held_d, held_c, held_loss, np.full(len(held), at), 1.0, alone, 0)
-    own = next((budget for budget in own.budgets if budget.status == "ok"), None)
-    base = {"flops": at, "flops_fitted": float(c.max()), "log_distance": float(np.log(at / c.max()))}
+    held_n, held_d, held_loss = table.n[held], table.d[held], table.loss[held]
+    base = {"flops": at, "flops_fitted": split.c_max, "log_distance": float(np.log(at / split.c_max))}
     base |= {"n_fit": int(fitted.sum()), "n_runs": len(held), "n_opt_actual": own.n_opt if own else None}
     rows = []
 
@@ -89,12 +147,11 @@ def _predict_budget(table, held, fitted, tol, delta, how, near):
         se = float(np.hypot(parametric.ln_loss_se(held_n, held_d), parametric.sigma / np.sqrt(len(held))))
         rows.append(_row(predictor, base, np.exp(expected), error, se))
 
-    isoflop = fit_isoflop(n, d, c, loss, None, tol, how, 0)
-    inside = [budget for budget in isoflop.budgets if budget.status == "ok"]
+    inside = [budget for budget in split.below.budgets if budget.status == "ok"]
     power = None
     if len(inside) >= 4:
         power = fit_power_law([budget.flops for budget in inside], [budget.loss for budget in inside])
-    predictor = line_predictor("isoflop", isoflop, power)
+    predictor = line_predictor("isoflop", split.below, power)
     if predictor is not None and own is not None:
         expected = error = None
         if predictor.has_least_loss:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from isoflop.fit import families
+from isoflop.fit.backtest import multi_step
 from isoflop.fit.coupled import fit_coupled
 from isoflop.fit.isoflop import group_budgets
 from isoflop.laws import Law
@@ -46,6 +47,8 @@ class FamilyEvidence:
     backtest : float or None
         Root mean square error of ln L over back-tests 1 to 4 budgets ahead; None with fewer than 4 budgets.
     n_backtests : int
+    tests : tuple of dict
+        Rows of backtest.multi_step(): the mean ln L of each budget ahead, predicted and measured.
     """
 
     family: str
@@ -55,6 +58,7 @@ class FamilyEvidence:
     leave_one_out: float
     backtest: float | None
     n_backtests: int
+    tests: tuple = ()
 
 
 def compare_families(n, d, loss, c=None, prior=True, names=tuple(NESTED), tested=None, held=HELD, known=None):
@@ -95,12 +99,13 @@ def compare_families(n, d, loss, c=None, prior=True, names=tuple(NESTED), tested
             fit = fit_coupled(n, d, loss, c, family=family, prior=prior, resamples=0)
         if fit.law is None:
             continue
-        errors = []
+        tests = []
         if tested is None or name in tested:
-            errors = _backtest(fit, (n, d, loss, c), splits, prior, family)
+            tests = _backtest(fit, (n, d, loss, c), splits, prior, family)
+        errors = [test["error_ln"] for test in tests]
         rms = float(np.sqrt(np.mean(np.square(errors)))) if errors else None
-        short = -fit.log_evidence
-        rows.append(FamilyEvidence(name, fit.law, family.free, short, _leave_one_out(fit), rms, len(errors)))
+        short, left_out = -fit.log_evidence, _leave_one_out(fit)
+        rows.append(FamilyEvidence(name, fit.law, family.free, short, left_out, rms, len(errors), tuple(tests)))
     if not rows:
         return ()
     best = min(row.behind for row in rows)
@@ -129,15 +134,18 @@ def _splits(c, held):
 
 
 def _backtest(fit, runs, splits, prior, family):
-    """Error of ln L of each budget ahead of each split: the mean residual, weighted as in the fit to all runs."""
+    """Rows of multi_step() of each budget ahead of each split: mean ln L, weighted as in the fit to all runs."""
     n, d, loss, c = runs
-    errors = []
+    rows = []
     for fitted, ahead in splits:
         arrays = (n[fitted], d[fitted], loss[fitted], c[fitted])
         part = fit_coupled(*arrays, family=family, prior=prior, resamples=0, near=fit)
         if part.law is None:
             continue
         for group in ahead:
-            residual = np.log(loss[group] / part.law.loss(n[group], d[group]))
-            errors.append(float(np.average(residual, weights=fit.weights[group])))
-    return errors
+            weights = fit.weights[group]
+            means = []
+            for values in (c[group], part.law.loss(n[group], d[group]), loss[group]):
+                means.append(np.exp(np.average(np.log(values), weights=weights)))
+            rows.append(multi_step("coupled", c[fitted].max(), *means))
+    return rows

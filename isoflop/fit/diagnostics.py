@@ -1,5 +1,5 @@
 """
-Pictures that show how far to trust a fit: its contours and residuals, FLOPs over 6ND, benchmark scores.
+Pictures that show how far to trust the law that answers: its contours and residuals, FLOPs over 6ND, benchmark scores.
 
 Each draw_*() is as in figures.py.
 """
@@ -15,6 +15,7 @@ from isoflop.fit.axes import (
     STAR,
     Skip,
     colour_bar,
+    colour_of,
     figure,
     flops_tick,
     legend,
@@ -26,26 +27,38 @@ from isoflop.fit.axes import (
     span,
     superscript,
 )
-from isoflop.fit.findings import tests_of
-from isoflop.fit.result import METHODS, budgets_of, law_of, rows_of, why_not
+from isoflop.fit.findings import in_common, tests_of
+from isoflop.fit.outliers import SMALLEST
+from isoflop.fit.parametric import OUTLIER_MADS
+from isoflop.fit.result import METHODS, answering_law, budgets_of, law_of, why_not
 
 TASKS = 8  # benchmarks in one picture
-TESTED = {"forecast": "forecast", "coupled": "coupled law", **METHODS}
+TESTED = {"forecast": "forecast", **METHODS}
 MARKERS = {"forecast": "D", "coupled": "v", "isoflop": "o", "parametric": "s", "envelope": "^"}
 
 
-# ----- the parametric fit -----
+# ----- the law that answers -----
+
+
+def _answering(result):
+    """The law that answers and its name, where the runs tell N and D apart."""
+    law, name = answering_law(result)
+    if law is None:
+        raise Skip(why_not(result, "parametric"))
+    common = in_common(result)
+    if common:
+        raise Skip(f"all runs have {common}: off it the law is the prior's alone")
+    return law, name
 
 
 def draw_surface(result, arrays):
-    """The parametric fit as contours, the runs and the efficient frontier."""
-    law, cost = law_of(result)
-    if law is None:
-        raise Skip(why_not(result, "parametric"))
+    """The law that answers as contours, the runs and the efficient frontier."""
+    _, cost = law_of(result)
+    law, name = _answering(result)
     n, d, c = arrays["n"], arrays["d"], arrays["c"]
     far = []
-    for row in rows_of(result, "flops"):
-        if row["method"] == "parametric" and c.max() < row["flops"] <= 100 * c.max():
+    for row in result.get("forecast") or []:
+        if c.max() < row["flops"] <= 100 * c.max():
             far.append(row)
     far_n, far_d = [row["n_opt"]["point"] for row in far], [row["d_opt"]["point"] for row in far]
     n_limits, d_limits = span(n, far_n, pad=1.5), span(d, far_d, pad=1.5)
@@ -61,32 +74,37 @@ def draw_surface(result, arrays):
     ax.contour(x, y, z, levels[2:-1:2], colors="white", linewidths=0.8)
     ax.scatter(n, d, s=26, color="black", edgecolors="white", linewidths=0.6, zorder=3, label="runs")
     best_n, best_d = law.optimum(np.geomspace(c.min() / 1e3, c.max() * 1e6, 300), cost)
-    ax.plot(best_n, best_d, color=COLOURS["parametric"], lw=3, zorder=4, label="efficient frontier")
+    ax.plot(best_n, best_d, color=COLOURS[colour_of(name)], lw=3, zorder=4, label="efficient frontier")
     inside = budgets_of(result, True)
     if inside:
         optima = [budget["n_opt"] for budget in inside], [budget["d_opt"] for budget in inside]
         ax.scatter(*optima, color="white", label="isoFLOP optima", **STAR)
     if far:
-        ax.scatter(far_n, far_d, color=COLOURS["parametric"], label="prediction", **DIAMOND)
+        ax.scatter(far_n, far_d, color=COLOURS["forecast"], label="forecast", **DIAMOND)
     log_axis(ax.xaxis, size_tick, *n_limits)
     log_axis(ax.yaxis, size_tick, *d_limits)
-    terms = power_term(law.A, "N", law.alpha), power_term(law.B, "D", law.beta)
-    formula = " + ".join([f"L = {sig(law.E)}", *terms])
-    ax.set(xlabel=n_axis(result), ylabel=D_AXIS, title=f"Parametric fit\n{formula}")
+    ax.set(xlabel=n_axis(result), ylabel=D_AXIS, title=f"{name[0].upper()}{name[1:]}\n{_formula(law)}")
     legend(fig, ax, columns=4)
     return fig
 
 
+def _formula(law):
+    """L = E + the terms of a law, with their power where they are coupled."""
+    terms = power_term(law.A, "N", law.alpha), power_term(law.B, "D", law.beta)
+    if law.p == 1:
+        return f"L = {sig(law.E)} + {terms[0]} + {terms[1]}"
+    return f"L = {sig(law.E)} + [({terms[0]})ᵖ + ({terms[1]})ᵖ]¹ᐟᵖ, p = {sig(law.p, 3)}"
+
+
 def draw_residuals(result, arrays):
-    """What the parametric fit leaves unexplained."""
-    law, _ = law_of(result)
-    if law is None:
-        raise Skip(why_not(result, "parametric"))
+    """What the law that answers leaves unexplained."""
+    law, name = _answering(result)
     n, d, c, loss = arrays["n"], arrays["d"], arrays["c"], arrays["loss"]
     fitted = law.loss(n, d)
     residual = 100 * np.log(loss / fitted)
-    names = np.array([str(name) for name in arrays.get("run_id", range(len(n)))])
-    far = np.isin(names, [run["run_id"] for run in result["input"].get("outliers") or []])
+    off = np.abs(residual - np.median(residual))
+    mad = float(np.median(off))
+    far = (off > OUTLIER_MADS * mad) & (off > 100 * SMALLEST)
 
     fig, axes = figure(8.6, 7.6, 2, 2, sharey=True)
     shade = colour_bar(fig, axes, c, C_AXIS, flops_tick)
@@ -97,7 +115,7 @@ def draw_residuals(result, arrays):
     )
     for ax, x, label in panels:
         ax.scatter(x, residual, s=22, color=shade(c), alpha=0.8, lw=0)
-        ring = {"facecolors": "none", "edgecolors": COLOURS["parametric"], "linewidths": 1.5}
+        ring = {"facecolors": "none", "edgecolors": COLOURS[colour_of(name)], "linewidths": 1.5}
         ax.scatter(x[far], residual[far], s=80, **ring)
         if x is not fitted:
             log_axis(ax.xaxis, size_tick, *span(x))
@@ -109,9 +127,8 @@ def draw_residuals(result, arrays):
         ax.axhline(0, color="black", lw=1)
     for ax in axes[:, 0]:
         ax.set_ylabel("Residual of ln L, %")
-    spread, count = 100 * result["parametric"]["sigma_ln_loss"], int(far.sum())
-    outliers = "1 outlier" if count == 1 else f"{count} outliers"
-    title = f"Residuals of the parametric fit: robust sd {sig(spread, 2)}%, {outliers} (over 5 MAD)"
+    outliers = "1 run" if far.sum() == 1 else f"{far.sum()} runs"
+    title = f"Residuals of the {name}: robust sd {sig(1.4826 * mad, 2)}%, {outliers} over {OUTLIER_MADS:g} MAD off"
     fig.suptitle(title, fontsize=14)
     return fig
 
@@ -120,30 +137,45 @@ def draw_residuals(result, arrays):
 
 
 def draw_backtest(result, arrays):
-    """Back-tests: losses of larger budgets, predicted from the runs below (parametric: the mean of all their runs)."""
-    tests = tests_of(result)
+    """Back-tests of larger budgets: forecast and law up to 4 budgets ahead (open: out of pi95), other methods one."""
+    tests = _shown_tests(result)
     if not tests:
         raise Skip("these runs allow no back-test: it takes four budgets")
     fig, (left, right) = figure(10.6, 5.6, 1, 2)
-    ends = span([row["predicted"] for row in tests], [row["actual"] for row in tests], pad=1.02)
+    ends = span([row["predicted"] for row in tests], [row["measured"] for row in tests], pad=1.02)
     left.plot(ends, ends, color="black", lw=1, zorder=2)
     right.axhline(0, color="black", lw=1, zorder=2)
+    names = {**TESTED, "coupled": answering_law(result)[1]}
     for method in dict.fromkeys(row["method"] for row in tests):
         mine = [row for row in tests if row["method"] == method]
-        style = {"s": 46, "color": COLOURS[method], "marker": MARKERS[method], "lw": 0.6, "alpha": 0.85, "zorder": 3}
-        style |= {"edgecolors": "black", "label": f"{TESTED[method]} ({len(mine)})"}
-        left.scatter([row["actual"] for row in mine], [row["predicted"] for row in mine], **style)
-        distance = np.exp([row["log_distance"] for row in mine])
-        right.scatter(distance, [-100 * row["error_ln"] for row in mine], **style)
+        style = {"s": 46, "marker": MARKERS[method], "lw": 1.2, "alpha": 0.85, "zorder": 3}
+        style |= {"edgecolors": COLOURS[method], "label": f"{names[method]} ({len(mine)})"}
+        fills = [COLOURS[method] if _holds(row) else "white" for row in mine]
+        left.scatter([row["measured"] for row in mine], [row["predicted"] for row in mine], c=fills, **style)
+        distance = [row["flops"] / row["flops_fitted"] for row in mine]
+        right.scatter(distance, [-100 * row["error_ln"] for row in mine], c=fills, **style)
     log_axis(left.xaxis, "{:.3g}".format, *ends)
     log_axis(left.yaxis, "{:.3g}".format, *ends)
-    farthest = np.exp(max(row["log_distance"] for row in tests))
-    log_axis(right.xaxis, "{:.3g}x".format, 1.0, 1.25 * farthest)
+    log_axis(right.xaxis, "{:.3g}x".format, *span([row["flops"] / row["flops_fitted"] for row in tests]))
     left.set(xlabel=loss_axis(result, "Measured loss"), ylabel=loss_axis(result, "Predicted loss"))
     right.set(xlabel="Compute over the largest fitted", ylabel="Predicted above measured, %")
     left.set_title("Back-tests: predicted from the budgets below")
     legend(fig, left, columns=3)
     return fig
+
+
+def _shown_tests(result):
+    """Rows of multi-step back-tests, and one-step ones of the methods that have no others, with the same keys."""
+    rows = list(result.get("backtests") or [])
+    for row in tests_of(result):
+        if row["method"] != "isoflop" or not rows or rows[0]["method"] != "forecast":  # that line is the forecast's
+            rows.append({**row, "measured": row["actual"], "pi95": None})
+    return rows
+
+
+def _holds(row):
+    """Whether what was measured lies inside pi95, as far as there is one."""
+    return not row["pi95"] or row["pi95"][0] <= row["measured"] <= row["pi95"][1]
 
 
 # ----- FLOPs, and benchmark scores -----

@@ -7,15 +7,9 @@ Each draw_*() takes what fit.json holds and the runs' own arrays (result.to_arra
 with the reason. Their docstrings are the captions on the page.
 """
 
-import math
-from dataclasses import replace
-from pathlib import Path
-
 import numpy as np
 
-from isoflop.config import ModelConfig
 from isoflop.display import sig
-from isoflop.files import atomic
 from isoflop.fit.axes import (
     C_AXIS,
     COLOURS,
@@ -24,6 +18,7 @@ from isoflop.fit.axes import (
     STAR,
     Skip,
     colour_bar,
+    colour_of,
     figure,
     flops_tick,
     legend,
@@ -39,6 +34,7 @@ from isoflop.fit.diagnostics import draw_backtest, draw_ratio, draw_residuals, d
 from isoflop.fit.minima import LOCAL_RISE
 from isoflop.fit.result import (
     METHODS,
+    answering_law,
     budgets_of,
     law_of,
     optimum_of,
@@ -47,7 +43,6 @@ from isoflop.fit.result import (
     section,
     why_not,
 )
-from isoflop.flops import count_params, flops_per_token_exact
 from isoflop.laws import PUBLISHED
 
 SHOWN_LAWS = {  # name -> label and dashes
@@ -72,7 +67,7 @@ PREDICTED = (
 )
 OPTIMUM = "optimum, with ci95 of N*", {"marker": "*", "ms": 15, "mfc": "0.6", "mec": "black"}
 LEFT_OUT = "lowest run, but no inner minimum: left out", {"marker": "o", "ms": 9, "mfc": "white", "mec": "0.45"}
-PARAMETRIC = "parametric fit", {"ls": "--", "color": "0.3"}
+BY_LAW = {"ls": "--", "color": "0.3"}  # of the law that answers
 
 
 # ----- parts of pictures -----
@@ -121,11 +116,12 @@ def _diamond(ax, row, key, x):
 
 
 def draw_isoflop(result, arrays):
-    """Loss against N at every budget, with the optima."""
+    """Loss against N at every budget, with the optima; dashed, the law that answers."""
     n, loss, groups = arrays["n"], arrays["loss"], _groups(result, arrays)
     if not groups:
         raise Skip(why_not(result, "isoflop"))
-    law, cost = law_of(result)
+    _, cost = law_of(result)
+    law, name = answering_law(result)
     fig, ax = figure()
     handles = []
     for (budget, rows), shade in zip(groups, shades(len(groups)), strict=True):
@@ -156,7 +152,7 @@ def draw_isoflop(result, arrays):
         fig.legend(handles, [flops_tick(c) for c in budgets], title=C_AXIS, **style)
     else:
         colour_bar(fig, ax, budgets, C_AXIS, flops_tick)
-    legend(fig, ax, _isoflop_entries(groups, law))
+    legend(fig, ax, _isoflop_entries(groups, name))
     return fig
 
 
@@ -180,14 +176,14 @@ def _draw_parabola(ax, budget, n, loss, shade):
     ax.scatter(budget["n_opt"], least, color=[shade], **STAR)
 
 
-def _isoflop_entries(groups, law):
+def _isoflop_entries(groups, name):
     entries = []
     if any(budget["n_opt"] is not None for budget, _ in groups):
         entries.append(OPTIMUM)
     if any(budget["n_opt"] is None for budget, _ in groups):
         entries.append(LEFT_OUT)
-    if OPTIMUM in entries and law is not None:
-        entries.append(PARAMETRIC)
+    if OPTIMUM in entries and name:
+        entries.append((name, BY_LAW))
     return entries
 
 
@@ -362,7 +358,7 @@ def draw_loss(result, arrays):
 
 
 def _draw_least_loss(ax, result, grid):
-    """The least loss along C by the compute law and by the parametric fit; returns their last values."""
+    """The least loss along C by the compute law and by the law that answers; returns their last values."""
     ends = []
     fit = points(result, "compute_law", ("E", "k", "g"))
     if fit is not None:
@@ -371,12 +367,12 @@ def _draw_least_loss(ax, result, grid):
         text = f"L = {sig(e)} + {power_term(k, 'C', g)}"
         ax.plot(grid, y, color="black", lw=0.8, zorder=3.7, label=text)
         ends.append(y[-1])
-    law, cost = law_of(result)
+    _, cost = law_of(result)
+    law, name = answering_law(result)
     if law is not None:
         y = law.frontier_loss(grid, cost)
-        ax.plot(
-            grid, y, "--", color=COLOURS["parametric"], lw=0.8, zorder=3.7, label="least loss of the parametric fit"
-        )
+        style = {"color": COLOURS[colour_of(name)], "lw": 0.8, "zorder": 3.7}
+        ax.plot(grid, y, "--", label=f"least loss of the {name}", **style)
         ends.append(y[-1])
     return ends
 
@@ -401,64 +397,3 @@ PICTURES = {
     "flops_ratio": draw_ratio,
     "scores": draw_scores,
 }
-
-
-# ----- an architecture's FLOPs, for model.py -----
-
-
-def plot_flops(cfg: ModelConfig, path: str):
-    """Draw exact FLOPs over 6ND, under each convention of N, as depth, width and context of cfg vary one at a time."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    conventions = (
-        ("matmul", "-", "N = weights that multiply, with the head"),
-        ("total", "--", "N = all weights"),
-        ("non_embedding", ":", "N = without embeddings and head"),
-    )
-    with plt.rc_context({"font.size": 13}):  # read on a phone, too
-        fig, axes = plt.subplots(3, 1, figsize=(7, 12.5), layout="constrained")
-        for ax, (label, here, models) in zip(axes, _varied(cfg), strict=True):
-            ax.axhspan(0.95, 1.05, color="0.88", label="within 5%")
-            for name, line, text in conventions:
-                ratios = [flops_per_token_exact(model) / (6 * count_params(model)[name]) for model in models.values()]
-                ax.plot(list(models), ratios, line, lw=2.5, marker="o", ms=4, label=text)
-            ax.axvline(here, color="0.5", lw=1)
-            ax.set(xscale="log", yscale="log", xlabel=label, ylabel="exact / 6ND")
-            ax.xaxis.set_major_locator(matplotlib.ticker.LogLocator(2))
-            ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}" if x < 1024 else f"{x / 1024:g}k")
-            ax.yaxis.set_major_locator(matplotlib.ticker.LogLocator(10, (1, 1.5, 2, 3, 5, 7)))
-            ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-            ax.minorticks_off()
-            ax.grid(alpha=0.3)
-        axes[0].legend(fontsize=12)
-        axes[0].set_title(
-            f"Exact FLOPs over 6ND around {cfg.n_layer} layers x {cfg.n_embd},\n"
-            f"context {cfg.block_size:,}, vocabulary {cfg.vocab_size:,} (grey lines)"
-        )
-        with atomic(path, "wb") as f:
-            fig.savefig(f, dpi=110, format=Path(path).suffix[1:] or "png")
-        plt.close(fig)
-
-
-def _varied(cfg: ModelConfig):
-    """(axis label, cfg's own value, {value: ModelConfig}) for layers, width and context."""
-    layers = {n: replace(cfg, n_layer=n) for n in _powers_of_two(cfg.n_layer, 1, 128)}
-    widths = {}
-    for heads in _powers_of_two(cfg.n_head, 1, 2**14 // cfg.head_size):
-        width = heads * cfg.head_size
-        n_ffn = round(cfg.n_ffn / cfg.n_embd * width)
-        widths[width] = replace(cfg, n_embd=width, n_head=heads, n_kv_head=math.gcd(heads, cfg.n_kv_head), n_ffn=n_ffn)
-    contexts = {n: replace(cfg, block_size=n) for n in _powers_of_two(cfg.block_size, 64, 2**17)}
-    return [
-        ("layers", cfg.n_layer, layers),
-        ("width", cfg.n_embd, widths),
-        ("context length in tokens", cfg.block_size, contexts),
-    ]
-
-
-def _powers_of_two(own, least, most):
-    """Those from least to most, and `own`."""
-    return sorted({own, *(2**i for i in range(20) if least <= 2**i <= most)})

@@ -21,6 +21,7 @@ from isoflop.fit.findings import (
     few,
     forecast_answer,
     forecast_source,
+    forecast_tests_said,
     law_letters,
     notes_of,
     one_variable_laws,
@@ -116,6 +117,9 @@ def _trust(result, c_max):
     out = []
     if rows:
         out += [*_risk(rows, tests, c_max), ""]
+    stepped = forecast_tests_said(result)
+    if stepped:
+        out += [*_text(_sentence(stepped)), ""]
     header, table, said = family_evidence(result)
     if table:
         out += _text(_sentence(said)) if said else []

@@ -26,6 +26,7 @@ from isoflop.fit.findings import (
     family_evidence,
     forecast_answer,
     forecast_source,
+    forecast_tests_said,
     law_letters,
     notes_of,
     one_variable_laws,
@@ -175,7 +176,7 @@ def summary(result):
     for table in tables:
         if table:
             lines += ["", *table.splitlines()]
-    lines += ["", *remarks(result), *_tests_lines(result)]
+    lines += ["", *remarks(result), *_tests_lines(result), *filter(None, [forecast_tests_said(result)])]
     lines += [f"warning: {method} [{code}] {text}" for method, code, text in warned if method != "input"]
     lines += [f"refused: {method} [{code}] {text}" for method, code, text in refused]
     out = []

@@ -77,6 +77,7 @@ class Analysis:
     fits: Fits
     conventions: list[dict]  # rows of conventions()
     backtests: list[dict]  # rows of backtest()
+    forecast_tests: list[dict]  # rows of backtest.multi_step(): the forecast's and the law's, budgets ahead
     skill: Skill
     predictors: list[LawPredictor | LinePredictor]
     budgets: tuple[float, ...]  # FLOPs that were predicted
@@ -105,6 +106,7 @@ def to_json(analysis: Analysis) -> dict:
     result["kaplan"] = {"L_N": _kaplan_section(fits.kaplan_n), "L_D": _kaplan_section(fits.kaplan_d)}
     result["conventions"] = analysis.conventions
     result["backtest"] = analysis.backtests
+    result["backtests"] = analysis.forecast_tests
     names = ("sigma", "sigma_n", "rate", "rate_n", "t", "n_tests", "c_max")
     result["skill"] = {name: getattr(analysis.skill, name) for name in names}
     if analysis.compared:
@@ -333,6 +335,16 @@ def law_of(result):
     cost = Cost(**(result.get("input", {}).get("cost") or {}))
     values = points(result, "parametric", ("E", "A", "B", "alpha", "beta"))
     return None if values is None else Law(*values), cost
+
+
+def answering_law(result):
+    """The law of N and D that answers and its name: the coupled one, else the parametric fit; (None, "") of neither."""
+    values = points(result, "coupled", ("E", "A", "B", "alpha", "beta"))
+    if values is not None:
+        p = points(result, "coupled", ("p",))
+        return (Law(*values), "weighted Hoffmann's law") if p is None else (Law(*values, p=p[0]), "coupled law")
+    law, _ = law_of(result)
+    return law, ("" if law is None else "parametric fit")
 
 
 def optimum_of(result, method, c):
