@@ -6,9 +6,9 @@
     python data.py --mix fineweb-edu=0.8 python=0.2 --num_tokens 1e9 --out_dir d
     python data.py --info data/stdlib_bpe512           # and --verify
 
-sources     fineweb, fineweb-edu, hub:NAME[:CONFIG[:SPLIT[:COLUMN]]]; txt, jsonl
-            (also .gz, .zst) and parquet files, globs, folders; stdlib; python,
-            with installed packages; - (standard input, a document a line)
+sources     fineweb, fineweb-edu, hub:NAME[:CONFIG[:SPLIT[:COLUMN]]]; txt,
+            jsonl, json (also .gz, .zst) and parquet files, globs, folders;
+            stdlib; python, with installed packages; - (stdin, a line each)
 tokenizers  gpt2 and tiktoken's others, byte, bpe:V (trained on the text), or a
             Hugging Face tokenizer.json
 
@@ -112,7 +112,7 @@ def prepare_together(cfg: DataConfig, rank: int, size: int) -> None:
             vocabulary = parts[0].with_suffix(".json")
             if rank == 0 and not vocabulary.exists():
                 stream = DocumentStream(open_sources(own, (rank, size)), cfg.val_fraction, own.num_docs)
-                save_tokenizer(cfg, iter(stream), out.parent, vocabulary.name)
+                save_tokenizer(cfg, iter(stream), out.parent, stream, vocabulary.name)
             while not vocabulary.exists():
                 wait_for(failed[:1], size, started)
         prepare(own, quiet=True, worker=(rank, size), vocabulary=vocabulary)

@@ -25,7 +25,8 @@ def test_sources_agree(tmp_path, monkeypatch):
         Path(f"t/{i:03d}.txt").write_bytes(row.encode())
     made = {}
     for source in ("rows.jsonl", "p", "p/*.parquet", "t", "t/*.txt", tuple(f"t/{i:03d}.txt" for i in range(len(rows)))):
-        folder = prepare(DataConfig(source=source, tokenizer="byte", text_column="content", overwrite=True), quiet=True)
+        same = {"tokenizer": "byte", "text_column": "content", "overwrite": True, "split_at_markers": False}
+        folder = prepare(DataConfig(source=source, **same), quiet=True)
         made[source] = (str(folder), (folder / "train.bin").read_bytes() + (folder / "val.bin").read_bytes())
     assert len({raw for _, raw in made.values()}) == 1
     assert [name for name, _ in made.values()] == [f"data/{s}_byte" for s in ("rows", "p", "p", "t", "t", "t")]

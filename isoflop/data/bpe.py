@@ -51,9 +51,10 @@ def train_bpe(texts: Iterable[str], n_tokens: int) -> list[bytes]:
             heapq.heappush(heap, (-counts[best], best))
             continue
         if -count < 2:
-            raise UserError(
-                f"too little text for --tokenizer bpe:{n_tokens + 1}: it repeats enough for bpe:{len(tokens) + 1}"
-            )
+            enough = f"it repeats enough for bpe:{len(tokens) + 1}"
+            if len(tokens) == 256:  # bpe:V needs a merge
+                enough = "it repeats nothing; give more text, or --tokenizer byte"
+            raise UserError(f"too little text for --tokenizer bpe:{n_tokens + 1}: {enough}")
         new = len(tokens)
         tokens.append(tokens[best[0]] + tokens[best[1]])
 

@@ -126,13 +126,13 @@ def make_files(
     if state is not None:
         position = state["position"]
         keys = np.fromfile(new / "documents.bin", "<u8", position["kept"] if position else 0)
-    stream = DocumentStream(sources, cfg.val_fraction, cfg.num_docs, position, keys)
+    stream = DocumentStream(sources, cfg.val_fraction, cfg.num_docs, position, keys, cfg.strict)
     with contextlib.closing(iter(stream)) as items:
         # Make the tokenizer.
         sample = deque()
         if not (new / "tokenizer.json").exists():
             if vocabulary is None:
-                sample = save_tokenizer(cfg, items, new)
+                sample = save_tokenizer(cfg, items, new, stream)
             else:
                 shutil.copyfile(vocabulary, new / "tokenizer.json")
         tokenizer = load_tokenizer(new)
@@ -147,8 +147,7 @@ def make_files(
     # Count and check.
     for split in SPLITS:
         if splits.counts[split]["documents"] == 0:
-            found = f"no {split} document among {splits.keys}"
-            raise UserError(f"{found}: more text is needed, or another --val_fraction than {cfg.val_fraction}")
+            raise UserError(no_documents(split, splits.keys, stream, cfg.val_fraction))
     meta |= splits.finish()
     if len(sources) > 1:
         whole = sum(counts["bytes"] for counts in splits.by_source)
@@ -158,6 +157,11 @@ def make_files(
             meta["sources"].append({"source": source.name, "weight": source.weight} | counts | share)
     if not lossless(tokenizer):
         meta["lossless"] = False
+    notes = [note for source in sources for note in source.notes()]
+    if notes:
+        meta["notes"] = notes
+    if stream.first and not quiet:
+        print(stream.what_was_dropped())
     return meta | {
         "validation": sampling_error(open_own(new, meta)),
         "settings": settings(cfg),
@@ -165,6 +169,17 @@ def make_files(
         "python": sys.version.split()[0],
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def no_documents(split: str, kept: int, stream: DocumentStream, val_fraction: float) -> str:
+    """Why a split has no document, and a way out."""
+    dropped = stream.what_was_dropped()
+    if kept == 0 and dropped:
+        return f"no document is left: {dropped}"
+    found = f"no {split} document among {kept}"
+    if dropped:
+        found += f" ({dropped})"
+    return f"{found}: more text is needed, or another --val_fraction than {val_fraction}"
 
 
 def header_entries(cfg: DataConfig, tokenizer: Tokenizer, path: Path) -> dict:
@@ -180,7 +195,9 @@ def header_entries(cfg: DataConfig, tokenizer: Tokenizer, path: Path) -> dict:
     }
 
 
-def save_tokenizer(cfg: DataConfig, items: Iterator, folder: Path, name: str = "tokenizer.json") -> deque:
+def save_tokenizer(
+    cfg: DataConfig, items: Iterator, folder: Path, stream: DocumentStream, name: str = "tokenizer.json"
+) -> deque:
     """Write a tokenizer.json; returns the items of the stream that were read for it and are still to be written.
 
     bpe:V is trained on the train documents among the first --bpe_sample bytes of text: a merge learnt from validation
@@ -196,7 +213,16 @@ def save_tokenizer(cfg: DataConfig, items: Iterator, folder: Path, name: str = "
                     texts.append(item.text)
             if size >= cfg.bpe_sample:
                 break
-    write_tokenizer(folder, make_tokenizer(cfg.tokenizer, texts), name)
+    if stream.kept == 0 and stream.dropped:
+        raise UserError(f"no document is left: {stream.what_was_dropped()}")
+    try:
+        spec = make_tokenizer(cfg.tokenizer, texts)
+    except UserError as e:
+        # Too little text may be too little of it that could be read.
+        if not stream.dropped:
+            raise
+        raise UserError(f"{e}; {stream.what_was_dropped()}") from None
+    write_tokenizer(folder, spec, name)
     return sample
 
 

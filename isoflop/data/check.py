@@ -62,6 +62,7 @@ def summary(opened: TokenData, validation: dict) -> str:
         lines.append(f"  {part['share']:6.1%} of the bytes, {part['tokens']:,} tokens from {part['source']}")
     if "dropped" in meta:
         lines.append("dropped: " + ", ".join(f"{n:,} {reason}" for reason, n in meta["dropped"].items()))
+    lines += map(str, meta.get("notes", []))
     if meta.get("duplicates_between_workers"):
         lines.append(f"{meta['duplicates_between_workers']:,} documents are there twice, from two workers")
     tokens, loss, se = validation["tokens"], validation["loss"], validation["se"]

@@ -7,13 +7,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from isoflop.data import sources
+from isoflop.data.bpe import EOT
+from isoflop.data.formats import Reading, kind
+from isoflop.data.hf_tokenizer import hf_end
 from isoflop.data.tokenizer import check_name
 from isoflop.files import sha256
 from isoflop.options import UserError, check, option, real
 
-# Raise it with any change, in sources.py and tokenizer.py too, to the bytes of a folder that is made anew. The standard
-# library's stayed at 1: 2 came with long documents split up, and it has none.
-DATA_FORMAT_VERSION, STDLIB_FORMAT_VERSION = 2, 1
+# Raise them with any change, in sources.py, formats.py and tokenizer.py too, to the bytes of a folder made anew. The
+# standard library's stayed at 1: 2 came with long documents split up, and it has none; 3 with end markers in .txt.
+DATA_FORMAT_VERSION, STDLIB_FORMAT_VERSION, MARKERS_FORMAT_VERSION = 2, 1, 3
 STDLIB_TOKENIZER = "bpe:512"  # GPT-2's 50,257 rows would be 98% of a model of width 32
 FINEWEB_DOCS = 100_000  # the default sample of a hub source
 HUB = {"fineweb": "HuggingFaceFW/fineweb", "fineweb-edu": "HuggingFaceFW/fineweb-edu"}
@@ -30,6 +33,8 @@ class DataConfig:
     config: str | None = option(None, f"its configuration, or none (FineWeb's: {HUB_CONFIG})")
     split: str = option("train", "its split on the hub")
     text_column: str = option("text", "column or key that holds the text")
+    split_at_markers: bool = option(True, "documents of a .txt end at <|endoftext|>")
+    strict: bool = option(False, "stop at a line or row that is no text, not drop it")
     tokenizer: str | None = option(None, f"see above (default: gpt2; stdlib: {STDLIB_TOKENIZER})", group="tokenizer")
     bpe_sample: int = option(2**26, "bytes of text to train bpe:V on", min=1, max=2**40)
     out_dir: str | None = option(None, "data folder (default: data/SOURCE_TOKENIZER)", group="output")
@@ -148,8 +153,28 @@ def settings(cfg: DataConfig) -> dict:
             found[name] = getattr(cfg, name)
     if cfg.tokenizer.endswith(".json"):
         found["tokenizer_sha256"] = sha256(cfg.tokenizer)
-    found["rules"] = STDLIB_FORMAT_VERSION if is_stdlib(cfg) else DATA_FORMAT_VERSION
+    found["rules"] = DATA_FORMAT_VERSION
+    if is_stdlib(cfg):
+        found["rules"] = STDLIB_FORMAT_VERSION
+    elif cfg.split_at_markers and any(reads_txt(source, cfg) for source, _ in mixture(cfg)):
+        found["rules"] = MARKERS_FORMAT_VERSION
     return json.loads(json.dumps(found))  # tuples become lists, as in the file
+
+
+def reads_txt(source: str | tuple[str, ...], cfg: DataConfig) -> bool:
+    """Whether a source has .txt files."""
+    if hub_name(source, cfg) or source in ("-", "stdlib", "python"):
+        return False
+    return any(kind(path) == ".txt" for path in sources.source_files(source))
+
+
+def markers(cfg: DataConfig) -> tuple[str, ...]:
+    """What ends a document of a .txt file: <|endoftext|>, and the end marker of a tokenizer.json."""
+    if not cfg.split_at_markers:
+        return ()
+    if not cfg.tokenizer.endswith(".json"):
+        return (EOT,)
+    return tuple(dict.fromkeys((EOT, *hf_end(cfg.tokenizer))))
 
 
 def open_sources(cfg: DataConfig, worker: tuple[int, int]) -> list[sources.Source]:
@@ -170,7 +195,7 @@ def open_source(source: str | tuple[str, ...], cfg: DataConfig, **more) -> sourc
         return sources.paths_source(source, paths, lambda: sources.file_rows(paths), **more)
     if source == "-":
         return sources.paths_source("standard input", [], sources.stdin_rows, **more)
-    return sources.files_source(source, cfg.text_column, **more)
+    return sources.files_source(source, Reading(cfg.text_column, markers(cfg)), **more)
 
 
 def command(cfg: DataConfig) -> str:
@@ -179,6 +204,9 @@ def command(cfg: DataConfig) -> str:
     for f in fields(cfg):
         value = getattr(cfg, f.name)
         if value == f.default or f.name in ("overwrite", "append") or (f.name == "source" and cfg.mix):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{f.name}" if value else f"--no-{f.name}")
             continue
         words.append(f"--{f.name}")
         if isinstance(value, tuple):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from isoflop.data.downloads import in_background
+from isoflop.data.formats import Dropped
 from isoflop.data.sources import WAY_OUT, Row, Source
 from isoflop.data.tokenizer import MAX_CHARS
 from isoflop.options import UserError
@@ -110,14 +111,18 @@ class DocumentStream:
     Parameters
     ----------
     position : of a ResumePoint, to resume there; `keys` are then the hashes of the documents kept until then.
+    strict : stop at a row that is no text, with a UserError, instead of dropping and counting it.
     """
 
     def __init__(self, sources: list[Source], val_fraction: float, limit: int | None,
-                 position: dict | None = None, keys: np.ndarray | None = None):  # fmt: skip
+                 position: dict | None = None, keys: np.ndarray | None = None, strict: bool = False):  # fmt: skip
         position = position or {"places": [None] * len(sources), "kept": 0}
         self.sources, self.val_fraction, self.limit = sources, val_fraction, limit
         self.positions, self.kept, self.seen = position["places"], position["kept"], HashSet(keys)
         self.progress = None  # of the source read last
+        self.strict, self.rows = strict, 0  # rows read by this process
+        self.dropped = Counter()  # of these, by reason
+        self.first: dict[str, str] = {}  # reason -> where the first row dropped for it is
 
     def __iter__(self) -> Iterator[Document | ResumePoint]:
         readers = []
@@ -130,7 +135,7 @@ class DocumentStream:
 
     def documents(self, readers: list[SourceReader]) -> Iterator[Document | ResumePoint]:
         unfinished = list(range(len(readers)))  # indices of the sources that have rows left
-        dropped = Counter()
+        dropped = Counter()  # since the last document
         size = 0  # bytes kept since the last resume point
         while unfinished and (self.limit is None or self.kept < self.limit):
             # Read from the source that is furthest behind its share of the bytes.
@@ -139,18 +144,21 @@ class DocumentStream:
             if row is None:
                 unfinished.remove(i)
                 continue
+            self.rows += 1
 
             # Drop what is not text, blank, or known.
             text, split = row
             if not isinstance(text, str):
-                dropped["not_text"] += 1
+                dropped[self.not_text(text)] += 1
                 continue
             text, raw = clean(text)
             key = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
             if not text or text.isspace():
+                self.dropped["empty"] += 1
                 dropped["empty"] += 1
                 continue
             if not self.seen.add(key):
+                self.dropped["duplicate"] += 1
                 dropped["duplicate"] += 1
                 continue
 
@@ -169,8 +177,33 @@ class DocumentStream:
                 size = 0
         yield ResumePoint(self.position(readers) | {"end": not unfinished}, dict(dropped))
 
+    def not_text(self, text: Dropped | None) -> str:
+        """Count a row that is no text; the reason, under which meta.json counts it."""
+        reason, where = "not_text", ""
+        if text is not None:
+            reason, where = text.reason, text.where
+        if self.strict:
+            raise UserError(f"{where or 'a row'}: {reason}; without --strict such rows are dropped and counted")
+        self.dropped[reason] += 1
+        self.first.setdefault(reason, where)
+        return reason
+
+    def what_was_dropped(self) -> str:
+        """Of the rows that this process read, in words: "30 of 120 rows were dropped: 30 null"; empty for none."""
+        if not self.dropped:
+            return ""
+        reasons = [f"{n:,} {named(reason)}" for reason, n in self.dropped.most_common(5)]
+        first = next((where for where in self.first.values() if where), "")
+        text = f"{self.dropped.total():,} of {self.rows:,} rows were dropped: {', '.join(reasons)}"
+        return f"{text} (first: {first})" if first else text
+
     def position(self, readers: list[SourceReader]) -> dict:
         return {"places": [reader.position() for reader in readers], "kept": self.kept}
+
+
+def named(reason: str) -> str:
+    """A reason of meta.json for people."""
+    return {"not_text": "not utf-8"}.get(reason, reason)
 
 
 def clean(text: str) -> tuple[str, bytes]:

@@ -35,6 +35,12 @@ def hf_spec(path: str) -> dict:
     return {"name": Path(path).resolve().parent.name or "hf", "hf": spec, "eot": eot, "n_vocab": max(n_vocab, eot + 1)}
 
 
+def hf_end(path: str) -> tuple[str, ...]:
+    """The special token of a tokenizer.json that ends a document, as text: one, or none where it has none."""
+    specials = [token["content"] for token in read_json(path).get("added_tokens") or [] if token.get("special")]
+    return tuple(text for text in ENDS if text in specials)[:1]
+
+
 def hf_spelling(spec: dict) -> list[bytes | None]:
     """The bytes of each id of a tokenizer.json; None for special tokens and unused ids.
 

@@ -139,7 +139,7 @@ def check_meta(meta):
     """ValueError where meta.json holds something of the wrong type, or an end-of-text token beyond its vocabulary."""
     number = (int, float)
     words = dict.fromkeys(("format", "tokenizer", "tokenizer_sha256", "dtype", "command"), str)
-    kinds = {"vocab_size": int, "eot_token": int, "sources": list, "dropped": dict, "lossless": bool}
+    kinds = {"vocab_size": int, "eot_token": int, "sources": list, "notes": list, "dropped": dict, "lossless": bool}
     check_fields(meta, {**words, **kinds, "duplicates_between_workers": int}, "meta.json")
     counts = {"tokens": int, "documents": int, "bytes": int, "bytes_per_token": number, "shards": list}
     for split in SPLITS:

@@ -1,35 +1,41 @@
 """Where rows of text are read: files, standard input, this Python's own sources, or the Hugging Face hub.
 
 A source yields chunks (rows, state, progress): rows are (text, split), where split is None if a hash of the text is to
-decide, and text None if it can't be read; `state` is the position of the source behind them, in a form that JSON can
-hold and from which `open` resumes; `progress` is the share of the source read so far, 0 to 1, or None. documents.py
-makes documents of the rows. datasets and pyarrow are imported only where they are used.
+decide, and text None or a Dropped (formats.py) if it can't be read; `state` is the position of the source behind them,
+in a form that JSON can hold and from which `open` resumes; `progress` is the share of the source read so far, 0 to 1,
+or None. documents.py makes documents of the rows. datasets and pyarrow are imported only where they are used.
 """
 
-import contextlib
 import copy
 import glob
-import gzip
 import hashlib
-import io
-import json
 import os
 import sys
 import sysconfig
-import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from isoflop.data.downloads import OFFLINE, probe
-from isoflop.files import regular
+from isoflop.data.formats import (
+    KINDS,
+    LOOSE_KINDS,
+    READERS,
+    Dropped,
+    Reading,
+    decode,
+    kind,
+    marker_notes,
+    pick,
+    text_of,
+)
 from isoflop.options import UserError
 
 WAY_OUT = f"to work offline: {OFFLINE}"
-Row = tuple[str | None, str | None]  # text, split
+Row = tuple[str | Dropped | None, str | None]  # text, split
 Chunk = tuple[list[Row], object, float | None]
-SPLIT_BYTES = 8192  # a single .txt file is split into documents of about this size
+SPLIT_BYTES = 8192  # a single .txt file without end markers is split into documents of about this size
 CHUNK_DOCS, CHUNK_BYTES = 128, 2**22  # rows of a chunk, whichever limit is reached first
 STDLIB_LEFT_OUT = frozenset(
     "test tests idle_test idlelib lib2to3 turtledemo ensurepip encodings site-packages dist-packages".split()
@@ -43,6 +49,7 @@ class Source:
     fingerprint: str = ""  # changes when the files behind it do
     weight: float = 1.0
     timeout: float | None = None  # seconds without a chunk after which it is given up
+    notes: Callable[[], list[str]] = list  # what there is to say of it when it is read
 
 
 def chunked(rows: Iterable[tuple], begin: int) -> Iterator[tuple[list[tuple], int]]:
@@ -153,12 +160,15 @@ def fingerprint(files: Iterable[str | Path]) -> str:
 
 def source_files(source: str | tuple[str, ...]) -> list[str]:
     """Files behind --source: paths, globs and folders, sorted; UserError if there are none, or of other kinds."""
-    kinds = ", ".join(READERS)
+    kinds = ", ".join(KINDS)
     patterns = (source,) if isinstance(source, str) else source
     found = set()
     for pattern in patterns:
         if os.path.isdir(pattern):
-            hits = [str(p) for p in Path(pattern).rglob("*") if kind(p)]
+            found_there = [p for p in Path(pattern).rglob("*") if kind(p)]
+            # A .json beside texts is a description as a rule.
+            texts = [p for p in found_there if kind(p) not in LOOSE_KINDS]
+            hits = [str(p) for p in texts or found_there]
         elif os.path.exists(pattern):
             hits = [pattern]
         else:
@@ -166,7 +176,7 @@ def source_files(source: str | tuple[str, ...]) -> list[str]:
         if not hits:
             raise UserError(
                 f"--source {pattern}: no such {kinds} file; it must be fineweb, fineweb-edu, stdlib, python, hub:NAME, "
-                "- (standard input), or a file, glob or folder of such files (.jsonl and .txt also as .gz and .zst)"
+                "- (standard input), or a file, glob or folder of such files (all but .parquet also as .gz and .zst)"
             )
         found.update(hits)
     for path in sorted(found):
@@ -177,26 +187,16 @@ def source_files(source: str | tuple[str, ...]) -> list[str]:
     return sorted(found)
 
 
-def kind(path: str | Path) -> str | None:
-    """.txt, .jsonl or .parquet, by the name, which may end in .gz or .zst where the file is compressed."""
-    suffixes = Path(path).suffixes
-    packed = bool(suffixes) and suffixes[-1] in (".gz", ".zst")
-    if packed:
-        suffixes.pop()
-    if not suffixes or suffixes[-1] not in READERS or (packed and suffixes[-1] == ".parquet"):
-        return None
-    return suffixes[-1]
-
-
-def files_source(source: str | tuple[str, ...], column: str, worker: tuple[int, int] = (0, 1), **more) -> Source:
-    """txt, jsonl and parquet files; the state is [file, rows read in it].
+def files_source(source: str | tuple[str, ...], reading: Reading, worker: tuple[int, int] = (0, 1), **more) -> Source:
+    """Files of the KINDS; the state is [file, rows read in it].
 
     Worker r of n takes every n-th file, or every n-th row where there are fewer files than workers.
     """
     files = source_files(source)
     name = source if isinstance(source, str) else " ".join(source)
     # A single text is split up, or it could not be divided into train and validation.
-    split_bytes = SPLIT_BYTES if len(files) == 1 else sys.maxsize
+    if len(files) == 1:
+        reading = replace(reading, split_bytes=SPLIT_BYTES)
     rank, size = worker
     if len(files) >= size:
         files, worker = files[rank::size], (0, 1)
@@ -208,136 +208,17 @@ def files_source(source: str | tuple[str, ...], column: str, worker: tuple[int, 
         for number in range(first, len(files)):
             path = files[number]
             before = sum(lengths[:number])
-            texts = READERS[kind(path)](path, column, begin, split_bytes)  # (text, progress in this file)
+            texts = READERS[kind(path)](path, reading, begin)  # (text, progress in this file)
             for chunk, end in chunked(texts, begin):
                 rows = [(text, None) for text, _ in chunk]
                 progress = (before + chunk[-1][1] * lengths[number]) / whole
                 yield own_rows(rows, end, worker), [number, end], progress
             begin = 0
 
-    return Source(name, open_, fingerprint(files), **more)
+    def notes():
+        return marker_notes(files, reading)
 
-
-@contextlib.contextmanager
-def binary(path: str) -> Iterator[tuple[io.BufferedIOBase, Callable[[], float]]]:
-    """The bytes of a file, uncompressed, and a function that says how much is read; UserError where it is cut short."""
-    size = max(1, regular(path).stat().st_size)
-    errors: tuple = (EOFError, gzip.BadGzipFile, zlib.error)
-    with open(path, "rb") as f:
-        unpacked = f
-        if path.endswith(".gz"):
-            unpacked = gzip.GzipFile(fileobj=f)
-        elif path.endswith(".zst"):
-            import zstandard
-
-            errors += (zstandard.ZstdError,)
-            unpacked = io.BufferedReader(ZstdFile(f, zstandard.ZstdDecompressor), 2**17)
-        try:
-            yield unpacked, lambda: f.tell() / size
-        except errors as e:
-            raise UserError(f"{path} can't be uncompressed ({e}); is it cut short?") from None
-
-
-class ZstdFile(io.RawIOBase):
-    """A zstd file of any number of frames; EOFError where the last is cut short (zstandard's reader just ends)."""
-
-    def __init__(self, file, decompressor):
-        self.file, self.decompressor = file, decompressor
-        self.frame = None  # the decompressor of the current frame
-        self.rest = b""  # compressed bytes behind the last frame
-        self.out = b""  # uncompressed bytes to hand out
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        while not self.out:
-            raw = self.rest or self.file.read(2**17)
-            if not raw:
-                if self.frame is not None:
-                    raise EOFError("its last frame does not end")
-                return 0
-            self.frame = self.frame or self.decompressor().decompressobj()
-            self.out, self.rest = self.frame.decompress(raw), b""
-            if self.frame.eof:
-                self.rest, self.frame = self.frame.unused_data, None
-        n = min(len(buffer), len(self.out))
-        buffer[:n], self.out = self.out[:n], self.out[n:]
-        return n
-
-
-def read_txt(path: str, column: str, skip: int, split_bytes: int) -> Iterator[tuple[str | None, float]]:
-    """The file's text, split at line ends into texts of split_bytes or a line more."""
-    lines, size = [], 0
-    with binary(path) as (f, part):
-        for line in f:
-            lines.append(line)
-            size += len(line)
-            if size < split_bytes:
-                continue
-            if skip > 0:
-                skip -= 1
-            else:
-                yield decode(b"".join(lines)), part()
-            lines, size = [], 0
-    if lines and skip <= 0:
-        yield decode(b"".join(lines)), 1.0
-
-
-def read_jsonl(path: str, column: str, skip: int, split_bytes: int) -> Iterator[tuple[str | None, float]]:
-    with binary(path) as (f, part):
-        for number, line in enumerate(f, 1):
-            if not line.strip():
-                continue
-            if skip > 0:
-                skip -= 1
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as e:
-                raise UserError(f"{path}, line {number}: not JSON ({e})") from None
-            yield pick(row, column, f"{path}, line {number}"), part()
-
-
-def read_parquet(path: str, column: str, skip: int, split_bytes: int) -> Iterator[tuple[str | None, float]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as f:
-            pick(dict.fromkeys(f.schema_arrow.names), column, path)
-            total = max(1, f.metadata.num_rows)
-            done = 0
-            for group in range(f.num_row_groups):  # one at a time: the whole list would be kept in memory as it is read
-                rows = f.metadata.row_group(group).num_rows
-                if done + rows <= skip:
-                    done += rows
-                    continue
-                for batch in f.iter_batches(CHUNK_DOCS, [group], [column]):
-                    for text in batch.column(0).to_pylist()[max(0, skip - done) :]:
-                        yield text, done / total
-                    done += len(batch)
-    except (pyarrow.ArrowException, OSError) as e:
-        raise UserError(f"{path}: {e}") from None
-
-
-READERS = {".txt": read_txt, ".jsonl": read_jsonl, ".parquet": read_parquet}
-
-
-def pick(row: dict, column: str, where: str):
-    """The text of a row; UserError naming the columns where it has none of this name."""
-    if not isinstance(row, dict) or column not in row:
-        known = ", ".join(map(str, row)) if isinstance(row, dict) else ""
-        raise UserError(f"{where}: no --text_column {column!r} among its columns ({known})")
-    return row[column]
-
-
-def decode(raw: bytes) -> str | None:
-    """The text of utf-8 bytes, None where they are not utf-8."""
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
+    return Source(name, open_, fingerprint(files), notes=notes, **more)
 
 
 # ----- the hub -----
@@ -355,7 +236,7 @@ def hub_source(dataset: str, config: str | None, split: str, column: str, timeou
             revision, stream = open_stream(state)
             for table in stream.iter(batch_size=CHUNK_DOCS):
                 pick(dict.fromkeys(table.column_names), column, dataset)
-                rows = [(text, None) for text in table[column].to_pylist()]
+                rows = [(text_of(value, dataset), None) for value in table[column].to_pylist()]
                 position = copy.deepcopy(stream.state_dict())  # datasets changes its own as it reads on
                 yield rows, {"revision": revision, "stream": position}, None
         except UserError:

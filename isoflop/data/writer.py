@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,7 +82,7 @@ class SplitWriter:
                 self.documents.write(doc.key.to_bytes(8, "little"))
             self.keys += 1
         for reason, n in doc.dropped.items():
-            self.dropped[reason] += n
+            self.dropped[reason] = self.dropped.get(reason, 0) + n
         if shard.tokens >= self.shard_tokens:
             self.done[doc.split].append(self.open.pop(doc.split).close())
         return True
@@ -155,7 +156,8 @@ class SplitWriter:
                 found[split] = counts | {"sha256": files[0]["sha256"]}
             else:
                 found[split] = counts | {"shards": files}
-        dropped = {reason: n + self.dropped_at_end.get(reason, 0) for reason, n in self.dropped.items()}
+        dropped = dict(Counter(self.dropped_at_end) + Counter(self.dropped))
+        dropped = {"duplicate": 0, "empty": 0, "not_text": 0} | dropped
         return found | {"corpus_sha256": self.corpus_sha256(), "dropped": dropped}
 
     def corpus_sha256(self) -> str:
@@ -308,10 +310,14 @@ def join_workers(parts: list[Path], new: Path) -> dict:
     with atomic(new / "documents.bin", "wb") as f:
         f.write(keys.data)
     shutil.copyfile(parts[0] / "tokenizer.json", new / "tokenizer.json")
-    dropped = {}
-    for reason in meta["dropped"]:
-        dropped[reason] = sum(m["dropped"][reason] for m in metas)
+    dropped = dict.fromkeys(meta["dropped"], 0)
+    for worker_meta in metas:
+        for reason, n in worker_meta["dropped"].items():
+            dropped[reason] = dropped.get(reason, 0) + n
     meta["dropped"] = dropped
+    notes = list(dict.fromkeys(note for m in metas for note in m.get("notes", [])))
+    if notes:
+        meta["notes"] = notes
     meta["duplicates_between_workers"] = len(keys) - len(np.unique(keys))
     meta["corpus_sha256"] = hashlib.sha256("".join(m["corpus_sha256"] for m in metas).encode()).hexdigest()
     return meta
