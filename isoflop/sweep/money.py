@@ -17,7 +17,7 @@ from isoflop import display
 from isoflop.files import atomic
 from isoflop.fit import axes
 from isoflop.fit.design import FIRST_RUNS, choose, expected_grid_widths
-from isoflop.fit.knowledge import Candidates, Knowledge, Runs, Target, Width
+from isoflop.fit.knowledge import Candidates, Knowledge, Runs, Target, Width, largest_of
 from isoflop.laws import simulate
 from isoflop.sweep.adaptive import FIRST_ROUND, Design, counted, runs_of, widths_text
 from isoflop.sweep.candidates import SPAN, Menu, rounded_up
@@ -65,6 +65,8 @@ def rehearse(
     target, law = Target(sc.target_flops), belief.law
     if belief.level_known:
         law = belief.draws.each(lambda values: values[seed % len(values)])
+    payable = candidates.flops[candidates.flops <= sc.max_cell_share * spend]
+    c_ref = largest_of(known, payable)
 
     def costs(more):
         cost = np.array(menu.costs([*taken, *more]))
@@ -79,8 +81,11 @@ def rehearse(
         if not choice.decisions:
             return len(taken), choice.before
         for decision in choice.decisions:
-            loss = simulate(law, [decision.n], [decision.d], belief.noise, 1000 * seed + len(taken))
-            new = (decision.n, decision.d, loss[0], candidates.flops[decision.index])
+            n, d, c = np.array([decision.n]), np.array([decision.d]), candidates.flops[[decision.index]]
+            noise = belief.noise
+            if belief.level_known:  # that of the fit is its dearest run's
+                noise = np.sqrt(belief.noise_variance(n, d, c, c_ref))
+            new = (n, d, simulate(law, n, d, noise, 1000 * seed + len(taken)), c)
             columns = zip((runs.n, runs.d, runs.loss, runs.flops), new, strict=True)
             runs = Runs(*[np.append(column, value) for column, value in columns])
             taken.append(decision.index)
