@@ -210,7 +210,8 @@ class Menu:
         for i, cell in enumerate(self.cells):
             self.family.setdefault((cell.size, cell.seed), []).append(i)
 
-    def candidates(self, results) -> Candidates:
+    def candidates(self, results, unit: str | None = None) -> Candidates:
+        """The cells as choose() takes them. unit : of their cost, FLOPs or hours; by default the design's."""
         n, d, cost, c = [], [], [], []
         for cell in self.cells:
             n.append(cell.plan.n_params_matmul)
@@ -218,7 +219,7 @@ class Menu:
             cost.append(cell.cost)
             c.append(cell.plan.flops)
         n, d, cost, c = (np.array(column, float) for column in (n, d, cost, c))
-        if self.design.unit == "hours":
+        if (unit or self.design.unit) == "hours":
             self.scale = self._hours(results, cost)
         else:
             self.scale = np.ones(len(cost))

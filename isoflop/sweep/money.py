@@ -43,7 +43,7 @@ def widths_of_money(design: Design, results) -> list[dict]:
     most = sc.max_cell_share * spends[-1]
     pool = design.pool(most, sc.max_cell_share * spends[0] / SPAN)
     menu = Menu(pool, design.kept(results), results.rows, design)
-    candidates = menu.candidates(results)
+    candidates = menu.candidates(results, "FLOPs")
     belief = Knowledge(known, candidates, draws=REHEARSALS)
     found = []
     for spend in spends:
@@ -102,7 +102,7 @@ def table(rows: list[dict], target: float, known: int) -> str:
     """The rows of widths_of_money() as text."""
     basis = f"planned from {known} runs" if known else "planned from public sweeps, before any run"
     lines = [f"what money buys: pi95 of the best run's loss and of N* at {display.flops(target)}, {basis}"]
-    head = ["FLOPs", "of the target", "runs", "loss", "its law's part", "N*", "isoFLOP grid: loss", "N*"]
+    head = ["FLOPs more" if known else "FLOPs", "of the target", "runs", "loss", "its law's part", "N*", "isoFLOP grid: loss", "N*"]
     body = []
     for row in rows:
         width, grid = row["width"], row["grid"]
