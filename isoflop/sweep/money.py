@@ -102,7 +102,8 @@ def table(rows: list[dict], target: float, known: int) -> str:
     """The rows of widths_of_money() as text."""
     basis = f"planned from {known} runs" if known else "planned from public sweeps, before any run"
     lines = [f"what money buys: pi95 of the best run's loss and of N* at {display.flops(target)}, {basis}"]
-    head = ["FLOPs more" if known else "FLOPs", "of the target", "runs", "loss", "its law's part", "N*", "isoFLOP grid: loss", "N*"]
+    spend = "FLOPs more" if known else "FLOPs"
+    head = [spend, "of the target", "runs", "loss", "its law's part", "N*", "isoFLOP grid: loss", "N*"]
     body = []
     for row in rows:
         width, grid = row["width"], row["grid"]
