@@ -13,7 +13,7 @@ run(paths, out_dir), or the functions of isoflop.fit on arrays.
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 if __name__ == "__main__":  # before numpy: thousands of small matrix products are slower on several threads
@@ -22,7 +22,7 @@ if __name__ == "__main__":  # before numpy: thousands of small matrix products a
 from isoflop import laws
 from isoflop.cli import Parser, UserError, check, option, run_main
 from isoflop.files import writable_folder, write_json, write_text
-from isoflop.fit import report, series, suggest
+from isoflop.fit import other_laws, report, series, suggest
 from isoflop.fit.backtest import backtest, conventions, forecast_tests, splits_of
 from isoflop.fit.compare import compare_families
 from isoflop.fit.coupled import DRAWS, fit_coupled
@@ -73,7 +73,8 @@ class Options:
     exclude_flops_above: float | None = option(None, "leave out runs of more FLOPs", above=0, below=MOST)
     drop_top_loss: int = option(0, "leave out the N runs of highest loss", min=0, max=10**9)
 
-    bootstrap: int = option(RESAMPLES, "resamples for intervals, 0: none", group="fit", min=0, max=100_000)
+    law_of: str = option("loss", "the law to fit", choices=other_laws.NAMES, group="fit")
+    bootstrap: int = option(RESAMPLES, "resamples for intervals, 0: none", min=0, max=100_000)
     seed: int = option(0, "seed of the resamples", min=0, max=2**62)
     budget_tol: float = option(BUDGET_TOL, "relative spread of C within a budget", above=0, max=1)
     isoflop_method: str = option("pooled", "how fit_isoflop finds a minimum", flag=False,
@@ -112,6 +113,7 @@ class Options:
         if self.base is not None and self.by is None:
             more.append(f"--base {self.base} is a value of the column that --by names; give --by, too")
         more += suggest_mistakes(self)
+        more += other_laws.mistakes(self, {f.name: f.default for f in fields(self)})
         check(self, more)
 
 
@@ -168,12 +170,9 @@ def run(paths, out_dir=None, **options) -> dict:
         raise UserError("no file given; name a CSV of runs, or give --law and something to predict")
     if options.suggest is not None and suggest.is_empty(paths):
         return first_round(paths, options)
-    columns = {**columns_of(options), "loss_se": options.loss_se_col}
-    table = read(
-        paths, columns, options.where, options.exclude_flops_above, options.drop_top_loss, units=options.units,
-        status=options.status, run_cols=options.run_cols, rows_are_runs=options.rows_are_runs, same_nd=options.same_nd,
-        by=options.by,
-    )  # fmt: skip
+    if options.law_of != "loss":
+        return fit_other_law(paths, options)
+    table = read_runs(paths, options)
     if options.compare and table.info["loss_unit"] != NATS:
         text = f"published laws are in {NATS}, these runs in {table.info['loss_unit']}: only N* and D* can be compared"
         table.info["warnings"].append({"code": "loss_unit", "message": text})
@@ -181,8 +180,7 @@ def run(paths, out_dir=None, **options) -> dict:
     if far:
         table.info["warnings"].append({"code": "units", "message": far})
     targets = read_rows(options.predict_runs, options)
-    if options.plots:
-        import matplotlib  # noqa: F401  (where it is missing, that is said before the fit and not after)
+    check_plots(options)
     suggestions, parts = propose(table, options), {}
     if options.by is not None:
         parts = series.split(table, options.by)
@@ -191,6 +189,33 @@ def run(paths, out_dir=None, **options) -> dict:
     if parts:
         return fit_series(parts, base, paths, folder, options, targets)
     return fit_table(table, paths, folder, options, targets, suggestions)[1]
+
+
+def fit_other_law(paths, options: Options) -> dict:
+    """Fit the law of --law_of; write fit.json, its page and picture, by default into a folder of its own."""
+    law = other_laws.OTHER_LAWS[options.law_of]
+    table = read_runs(paths, options, **law.reading)
+    targets = read_rows(options.predict_runs, options)
+    check_plots(options)
+    answer = law.fit(table, options, targets)
+    folder = writable_folder(options.out_dir or Path(paths[0]).resolve().parent / "fit" / options.law_of)
+    return other_laws.write(options.law_of, table.info, answer, folder, options.plots, options.format)
+
+
+def read_runs(paths, options: Options, **more) -> Table:
+    """The table of runs; `more` goes before what options say of reading it."""
+    columns = {**columns_of(options), "loss_se": options.loss_se_col}
+    reading = {
+        "units": options.units, "status": options.status, "run_cols": options.run_cols, "by": options.by,
+        "rows_are_runs": options.rows_are_runs, "same_nd": options.same_nd, **more,
+    }  # fmt: skip
+    return read(paths, columns, options.where, options.exclude_flops_above, options.drop_top_loss, **reading)
+
+
+def check_plots(options: Options):
+    """Where matplotlib is missing, say so before the fit and not after."""
+    if options.plots:
+        import matplotlib  # noqa: F401
 
 
 def fit_table(
@@ -427,6 +452,9 @@ def fit_and_print(parser, args):
         print(report.summary(from_law(args.law, options)))
         return
     result = run(args.paths, **vars(options))
+    if options.law_of != "loss":
+        print("\n".join(result[options.law_of]["answer"]))
+        return
     if "forecast" not in result and options.by is None:  # no runs yet
         print(report.suggestions(result))
         return
