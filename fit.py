@@ -399,10 +399,11 @@ def compare(table, coupled, options):
     if coupled.law is None or len(table.n) < least:
         return ()
     some = slice(None, None, -(-len(table.n) // most))
-    names = ("coupled", "hoffmann", f"{coupled.family}, E = 0", f"{coupled.family}, alpha = beta")
+    form = coupled.family.split(",")[0]
+    names = ("coupled", "hoffmann", f"{form}, E = 0", f"{form}, alpha = beta")
     runs = (table.n[some], table.d[some], table.loss[some], table.c[some])
     known = None
-    if options.loss_se_col is None and len(table.n) <= most:
+    if options.loss_se_col is None and len(table.n) <= most and coupled.family == form:
         known = coupled
     return compare_families(*runs, options.prior, names, names[:2], COMPARED_HELD, known)
 

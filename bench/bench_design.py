@@ -27,18 +27,29 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
-from bench_forecast import GRIDS, OTHERS, learn_prior  # noqa: E402
 
+from bench.bench_forecast import GRIDS, OTHERS, learn_prior  # noqa: E402
+from isoflop import laws  # noqa: E402
 from isoflop.display import markdown_table  # noqa: E402
 from isoflop.fit import table as tables  # noqa: E402
 from isoflop.fit.coupled import fit_coupled, frontier_rise  # noqa: E402
-from isoflop.fit.design import Candidates, Knowledge, Runs, State, Target, choose  # noqa: E402
+from isoflop.fit.design import Candidates, Runs, Target, choose, expected_widths  # noqa: E402
+from isoflop.fit.isoflop import fit_isoflop  # noqa: E402
+from isoflop.fit.knowledge import Knowledge, State  # noqa: E402
+from isoflop.fit.surface import forecast  # noqa: E402
 
 SHARES = (0.01, 0.05, 0.10, 0.20)
 METHODS = ("adaptive", "isoFLOP grid", "cheapest first", "random", "D-optimal")
 PORIAN = "porian owt2, mean of 5"
 MOST_RUNS = 60  # that an adaptive replay chooses
 NEAR_FRONTIER = 0.02  # ln L by which a target lies above the frontier of what is held out, at most
+SIMULATED_LAWS = {
+    "hoffmann": laws.PUBLISHED["hoffmann"],
+    "alpha .45, beta .25": laws.Law(1.8, 2400.0, 250.0, 0.45, 0.25),
+    "coupled, p = 2": laws.Law(1.7, 400.0, 900.0, 0.3, 0.3, p=2.0),
+    "E = 0": laws.Law(0.0, 9.46, 19.5, 0.1, 0.12),
+}
+SIMULATED_TARGET, SIMULATED_SPEND, SIMULATED_NOISE = 1e21, 3e19, 0.003
 THIN = 400  # rows of a pool; of more every so many
 
 
@@ -275,6 +286,87 @@ def verdict(found, share=0.10, most=1.25):
     print(markdown_table(["", "adaptive", "whole pool", "ratio"], lines))
 
 
+# ----- simulations: choosing must not fool the interval -----
+
+
+def simulated_sweep(law, seed, spend=SIMULATED_SPEND, workers=4):
+    """
+    An adaptive sweep whose losses are drawn from a law, and its forecast at SIMULATED_TARGET FLOPs against the truth.
+
+    Returns
+    -------
+    dict: runs, error (of ln L), n_error (of ln N*), half and promised (pi95 of ln L, its half: of the forecast, and
+    of expected_widths after the first round), loss and n_opt (whether pi95 holds the truth)
+    """
+    n, d = (v.ravel() for v in np.meshgrid(np.geomspace(5e6, 2e9, 22), np.geomspace(1e8, 1e11, 22)))
+    keep = (d / n >= 1) & (d / n <= 1000) & (6 * n * d <= spend / 2)
+    n, d = n[keep], d[keep]
+    loss = laws.simulate(law, n, d, SIMULATED_NOISE, seed)
+    target, chosen, promised = Target(flops=SIMULATED_TARGET), [], None
+    while True:
+        left = spend - 6 * (n * d)[chosen].sum()
+        free = np.setdiff1d(np.flatnonzero(6 * n * d <= left), chosen)
+        if not len(free):
+            break
+        runs, candidates = Runs(n[chosen], d[chosen], loss[chosen]), Candidates(n[free], d[free], 6 * n[free] * d[free])
+        if chosen and promised is None:
+            promised = expected_widths(runs, candidates, target, [left])[0][1].pi95_loss
+        choice = choose(runs, candidates, target, workers, left)
+        if not choice.decisions:
+            break
+        chosen += [int(free[decision.index]) for decision in choice.decisions]
+    n, d, loss = n[chosen], d[chosen], loss[chosen]
+    c = 6 * n * d
+    isoflop, coupled = fit_isoflop(n, d, c, loss, resamples=200), fit_coupled(n, d, loss, c, resamples=400)
+    (row,), _ = forecast(isoflop, coupled, [SIMULATED_TARGET], laws.SIX_ND, c.max())
+    true = {"loss": law.frontier_loss(SIMULATED_TARGET), "n_opt": law.optimum(SIMULATED_TARGET)[0]}
+    out = {"runs": len(n), "promised": promised, "half": float(np.log(row.loss.pi95[1] / row.loss.pi95[0]) / 2)}
+    out |= {
+        "error": float(np.log(row.loss.point / true["loss"])),
+        "n_error": float(np.log(row.n_opt.point / true["n_opt"])),
+    }
+    for key, value in true.items():
+        low, high = getattr(row, key).pi95
+        out[key] = bool(low <= value <= high)
+    return out
+
+
+def simulations(count):
+    step, lines, every = bar(count * len(SIMULATED_LAWS)), [], []
+    for name, law in SIMULATED_LAWS.items():
+        rows = []
+        for seed in range(count):
+            rows.append(simulated_sweep(law, seed))
+            step()
+        lines.append([name, *_simulated(rows)])
+        every += rows
+    lines.append(["all", *_simulated(every)])
+    header = [
+        "law",
+        "runs",
+        "error of ln L, %",
+        "error of ln N*",
+        "pi95 holds L",
+        "pi95 holds N*",
+        "half-width, %",
+        "promised, %",
+    ]
+    spent = f"{SIMULATED_SPEND / SIMULATED_TARGET:.0%} of the target's FLOPs, noise {SIMULATED_NOISE:.1%}"
+    print(f"\nSimulated adaptive sweeps, {count} of each law, {spent}\n")
+    print(markdown_table(header, lines))
+
+
+def _simulated(rows):
+    column = {key: np.array([row[key] for row in rows], float) for key in rows[0]}
+    cells = [f"{column['runs'].mean():.0f}", f"{100 * np.abs(column['error']).mean():.2f}"]
+    cells += [
+        f"{np.abs(column['n_error']).mean():.2f}",
+        f"{column['loss'].mean():.0%}",
+        f"{column['n_opt'].mean():.0%}",
+    ]
+    return cells + [f"{100 * np.median(column[key]):.2f}" for key in ("half", "promised")]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference", default=str(ROOT.parent / "shared" / "reference"), help="folder of public runs")
@@ -282,6 +374,7 @@ def main():
     parser.add_argument("--sets", nargs="+", help="names to replay (default: all)")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--shares", nargs="+", type=float, default=SHARES)
+    parser.add_argument("--simulations", type=int, default=10, help="adaptive sweeps of each of four laws; 0 for none")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     sets, priors = read_sets(Path(args.reference)), read_priors(Path(args.reference))
@@ -292,6 +385,8 @@ def main():
         found[name] = replay(family, pool, target, priors[family], args.draws, step, args.methods, args.shares)
     show(found)
     verdict(found)
+    if args.simulations:
+        simulations(args.simulations)
 
 
 if __name__ == "__main__":

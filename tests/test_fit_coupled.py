@@ -222,3 +222,14 @@ def test_as_many_letters_are_the_priors_as_runs_are_missing():
     assert len(marks) >= 2  # six letters and the noise from five runs
     n, d = np.tile(n, 5), np.repeat(d, 5)
     assert fit_coupled(n, d, law.loss(n, d), resamples=0).prior_marks == ()
+
+
+@pytest.mark.parametrize("floor", [0.0, 1.8])
+def test_a_law_without_e_is_found_where_the_runs_ask_for_it(floor):
+    law = laws.Law(floor, 60.0, 110.0, 0.2, 0.2)
+    n, d, c = laws.isoflop_grid(law, [1e17, 1e18, 1e19], 5)
+    fit = fit_coupled(n, d, laws.simulate(law, n, d, 0.003, 1), c, resamples=100)
+    assert ("hoffmann, E = 0" in fit.evidence) == (floor == 0.0)
+    if floor == 0.0:
+        assert fit.family == "hoffmann, E = 0" and fit.law.E == 0.0
+        assert abs(np.log(fit.law.frontier_loss(1e21) / law.frontier_loss(1e21))) < 0.02

@@ -18,11 +18,12 @@ How a choice is made
 - Target: variance of ln L in units of LOSS_UNIT and of ln N* in units of SIZE_UNIT, at the compute-optimal point of
   `flops`; of given rows the mean variance of ln L.
 - Noise of a run's ln L: that of the forecast's weights, so more for cheap runs and runs far above the frontier.
-- Plan: the whole of the budget is planned, once by each power of cost in COST_POWERS (0: the most informative run that
-  can be paid; higher: more for cheap ones). The plan that leaves the least variance wins; of equals, the one that costs
-  less. Its first `count` runs are the choice. The next call plans again with what has been learnt.
+- Plan: the whole of the budget is planned: again and again the most informative run that can still be paid, and of
+  those within TIE of its gain the one that costs least. The first `count` runs are the choice. The next call plans
+  again with what has been learnt. (Gain per FLOP, in full or by its root, was worse in bench/bench_design.py: it
+  believes the law where runs are cheap.)
 - Marginal cost: `candidates.marginal` tells what every candidate costs once some are taken (shared trunks).
-- Ties go to the lower cost, then the lower replicate, then the lower index. A replicate is told from its first by its
+- Of equal cost the lower replicate goes first, then the lower index. A replicate is told from its first by its
   noise alone, so it is chosen where no other run tells more.
 - End of the budget: what costs more than what is left is out; `note` says why a choice is short or empty: nothing can
   be paid, or no run takes away more than LEAST_GAIN of the variance.
@@ -58,7 +59,7 @@ from isoflop.fit.knowledge import (
 from isoflop.laws import Law
 from isoflop.options import UserError
 
-COST_POWERS = (0.0, 0.5)
+TIE = 0.02  # of the largest gain
 LEAST_GAIN = 1e-3  # of the target's variance
 FIRST_RUNS, FIRST_SHARE = 5, 0.05
 FIRST_KINDS, FIRST_MOST = 3, 0.4  # sizes and lengths in the first round, share of it that one run may cost
@@ -162,7 +163,7 @@ def choose(
     if first:
         plan = _first_round(state, candidates, budget, max_share, runs, pending)
     else:
-        plan = _plan(state, candidates, budget, max_share, most)
+        plan, _ = _plan(state, candidates, budget, max_share, most)
     taken = plan[:count]
     decisions = _decisions(state, law_alone, candidates, taken, first, largest_of(runs, pending))
     after = decisions[-1].after if decisions else before
@@ -188,38 +189,27 @@ def _after(state, taken):
 
 
 def _plan(state, candidates, budget, max_share, most):
-    """Indices of the runs that spend the budget best, in the order of their choice."""
-    found = []
-    for power in COST_POWERS:
-        chosen, spent, left = _greedy(state, candidates, budget, max_share, most, power)
-        found.append((left, spent, chosen))
-    least = min(variance for variance, _, _ in found)
-    equals = [item for item in found if item[0] <= least * (1 + 1e-9) + 1e-300]
-    return min(equals, key=lambda item: item[1])[2]
-
-
-def _greedy(state, candidates, budget, max_share, most, power):
-    """(indices, what they cost, variance that is left) of one greedy pass by gain / cost^power."""
+    """(indices, what they cost) of the runs that spend the budget, each the most informative after those before it."""
     state, chosen, spent = state.copy(), [], 0.0
-    start = state.variance
+    least = LEAST_GAIN * state.variance
     free = np.ones(len(candidates), bool)
     while len(chosen) < most:
         cost = candidates.cost_after(chosen)
         free &= cost <= min(budget - spent, max_share * budget) * (1 + 1e-9)
         gain = np.where(free, state.gains(), 0.0)
-        if gain.max() < LEAST_GAIN * start:
+        if gain.max() < least:
             break
-        j = _best(np.where(gain >= LEAST_GAIN * start, gain, 0.0) / cost**power, cost, candidates.replicate)
+        j = _best(gain, cost, candidates.replicate)
         chosen.append(j)
         spent += cost[j]
         free[j] = False
         state.observe(j)
-    return chosen, spent, state.variance
+    return chosen, spent
 
 
-def _best(worth, cost, replicate):
-    """Index of the largest worth; ties by cost, replicate, index."""
-    tied = np.flatnonzero(worth >= worth.max() * (1 - 1e-9))
+def _best(gain, cost, replicate):
+    """Index of the cheapest of those within TIE of the largest gain; of equal cost by replicate, then by index."""
+    tied = np.flatnonzero(gain >= gain.max() * (1 - TIE))
     order = np.zeros(len(tied)) if replicate is None else np.asarray(replicate)[tied]
     return int(tied[np.lexsort((tied, order, cost[tied]))[0]])
 
@@ -229,7 +219,7 @@ def _first_round(state, candidates, budget, max_share, runs, pending):
     cost = candidates.cost_after(())
     share = min(max(FIRST_SHARE * budget, np.sort(cost)[:FIRST_RUNS].sum()), budget)
     count = FIRST_RUNS - len(runs) - len(pending)
-    chosen, spent, _ = _greedy(state, candidates, share, min(max_share, FIRST_MOST), count, 0.0)
+    chosen, spent = _plan(state, candidates, share, min(max_share, FIRST_MOST), count)
     # a law needs several sizes and lengths: the cheapest run of a new one, until there are enough
     for name in ("n", "d"):
         values = np.round(np.log(np.asarray(getattr(candidates, name), float)), 2)
@@ -301,7 +291,7 @@ def expected_widths(runs, candidates, target, spends, pending=None, prior=PUBLIC
         payable = cost <= max_share * spend * (1 + 1e-9)
         c_ref = largest_of(runs, pending, candidates.flops[payable])
         state, law_alone = (State(knowledge, candidates, target, pending, c_ref, misfit) for misfit in (True, False))
-        plan = _plan(state, candidates, spend, max_share, 2 * MOST_PLANNED)
+        plan, _ = _plan(state, candidates, spend, max_share, 2 * MOST_PLANNED)
         largest = largest_of(runs, pending, candidates.flops[plan])
         out.append((len(plan), width_of(_after(law_alone, plan), target, largest)))
     return out

@@ -22,7 +22,7 @@ DRAWS = 200  # of the law; their covariances have a sampling error of 7%
 LOSS_UNIT, SIZE_UNIT = 0.01, 0.3  # sd of ln L and of ln N* that count alike
 LEVEL_SD = 0.3  # of ln L of unknown data, before any run
 WAVES = 40  # random waves that carry a misfit
-NEAR_SHARE, NEAR = 0.5, (0.2, 1.0)  # of a run's variance about the law what runs of like size and length share, and how
+NEAR_SHARE, NEAR = 0.8, (0.2, 1.0)  # of a run's variance about the law what runs of like size and length share, and how
 FAR_SD, FAR = 0.02, (2.5, 2.5)  # sd of ln L by which a law is off in the large; lengths, as above, in ln N and ln D
 PARTS = 6  # directions kept of many target rows
 
