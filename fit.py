@@ -424,6 +424,7 @@ def fit_compute_law(isoflop, envelope):
 
 def from_law(name: str, options: Options) -> dict:
     """Predictions of a published law, or of one given as E=..,A=..,B=..,alpha=..,beta=.., without any run."""
+    name = laws.published_name(name)
     law = laws.parse_law(name)
     targets = read_rows(options.predict_runs, options)
     if not (options.predict_flops or options.predict_params or options.target_loss or targets):

@@ -46,6 +46,28 @@ __all__ = ["Parser", "UserError", "check", "explain", "integer", "option", "real
 
 LONGEST = 1000  # characters of a message, of which the middle is left out
 NEGATIVE = re.compile(r"-(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?$|-(inf|nan)$", re.I)  # -1e12 is a value, not a flag
+# What people type for a flag of ours; the first that the script has is meant. Only where it has no flag of that name.
+ALIASES = {
+    "batch": ("batch_size",), "block": ("block_size",), "budget": ("flop_budget", "flop_budgets"),
+    "budgets": ("flop_budgets", "flop_budget"), "checkpoint": ("ckpt",), "clip_grad": ("grad_clip",),
+    "context_length": ("block_size",), "d_model": ("n_embd", "n_embds"), "data": ("data_dir",),
+    "data_path": ("data_dir",), "depth": ("depths",), "depths": ("depth",), "flop_budget": ("flop_budgets",),
+    "flop_budgets": ("flop_budget",), "flops": ("flop_budget", "flop_budgets"), "gradient_clip": ("grad_clip",),
+    "heads": ("n_head", "n_heads"), "hidden_size": ("n_embd", "n_embds"), "iters": ("max_iters",),
+    "layers": ("n_layer", "n_layers"), "learning_rate": ("lr",), "learning_rates": ("lrs", "lr"),
+    "max_length": ("max_new_tokens", "block_size"), "max_lr": ("lr",), "max_seq_len": ("block_size",),
+    "max_steps": ("max_iters",), "max_tokens": ("max_new_tokens", "num_tokens"), "n_boot": ("bootstrap",),
+    "n_bootstrap": ("bootstrap",), "n_ctx": ("block_size",), "n_embd": ("n_embds",), "n_embds": ("n_embd",),
+    "n_head": ("n_heads",), "n_heads": ("n_head",), "n_layer": ("n_layers",), "n_layers": ("n_layer",),
+    "n_samples": ("num_samples",), "num_gpus": ("n_gpus",), "num_heads": ("n_head", "n_heads"),
+    "num_iters": ("max_iters",), "num_layers": ("n_layer", "n_layers"), "num_steps": ("max_iters",),
+    "out": ("out_dir",), "out_dir": ("out",), "output": ("out_dir", "out"), "output_dir": ("out_dir", "out"),
+    "peak_lr": ("lr",), "resamples": ("bootstrap",), "seq_len": ("block_size",), "seq_length": ("block_size",),
+    "sequence_length": ("block_size",), "steps": ("max_iters",), "temp": ("temperature",),
+    "tokens_per_parameter": ("tokens_per_param",), "tokens_per_params": ("tokens_per_param",),
+    "warmup_iters": ("warmup_steps",), "warmup_ratio": ("warmup_frac",), "wd": ("weight_decay",),
+}  # fmt: skip
+ELSEWHERE = {"dry_run": "plan.py prints what a run will be, and sweep.py has --dry_run"}  # no flag of this script
 RANK0_SPEAKS_S = 30  # seconds for rank 0 to start and say what is wrong
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 METAVARS = {int: "N", float: "X", str: "TEXT"}
@@ -53,6 +75,8 @@ METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 class Parser(argparse.ArgumentParser):
     """argparse for dataclasses made of option(). No abbreviations; hyphens are underscores (--n-layer is --n_layer).
+
+    The ALIASES are accepted, too. Messages name a flag as it was typed.
 
     The namespace holds the flags that were typed and no others: defaults stay in the dataclasses. Of flag()s it holds
     the default, too.
@@ -71,6 +95,7 @@ class Parser(argparse.ArgumentParser):
         self._negative_number_matcher = NEGATIVE
         self._groups = {}  # title -> argument group
         self.rare = {}  # key of --model -> field
+        self.typed = {}  # flag -> how it was typed, where that differs
         taken = set(skip)
         for config in configs:
             title = None
@@ -154,13 +179,20 @@ class Parser(argparse.ArgumentParser):
     def _with_underscores(self, words: list[str]) -> list[str]:
         """The words, with flags spelled as they were defined: --n-layer=4 becomes --n_layer=4."""
         known = {name.replace("-", "_"): name for name in self._option_string_actions if name.startswith("--")}
-        out = []
+        out, self.typed = [], {}
         for i, word in enumerate(words):
             if word == "--":
                 return out + words[i:]
             if word.startswith("--"):
-                name, sign, value = word.partition("=")
-                word = known.get(name.replace("-", "_"), name) + sign + value
+                typed, sign, value = word.partition("=")
+                plain = typed.replace("-", "_")
+                name = known.get(plain, typed)
+                if plain not in known:
+                    meant = [known["__" + alias] for alias in ALIASES.get(plain[2:], ()) if "__" + alias in known]
+                    name = meant[0] if meant else typed
+                if name != typed:
+                    self.typed[name] = typed
+                word = name + sign + value
             out.append(word)
         return out
 
@@ -171,6 +203,9 @@ class Parser(argparse.ArgumentParser):
         known = {name.replace("-", "_"): name for name in self.flags()}
         for word in unknown:
             if word.startswith("--"):
+                plain = word.partition("=")[0].replace("-", "_")
+                if plain[2:] in ELSEWHERE:
+                    return f"; {ELSEWHERE[plain[2:]]}"
                 near = difflib.get_close_matches(word.partition("=")[0].replace("-", "_"), known, 1)
                 return f"; the nearest is {known[near[0]]}" if near else ""
         return ""
@@ -202,6 +237,8 @@ class Parser(argparse.ArgumentParser):
     def fail(self, problem):
         """One line and exit status 2; of several processes only rank 0 speaks."""
         text = " ".join(explain(problem).split())
+        for flag, typed in self.typed.items():
+            text = re.sub(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", lambda _, typed=typed: typed, text)
         if len(text) > LONGEST:
             text = f"{text[: LONGEST * 2 // 3]} ... {text[-LONGEST // 3 :]}"
         self.stop(2, f"{self.prog}: error: {text}\n")

@@ -68,7 +68,10 @@ def find(name: str) -> GPU | None:
 
 
 def named(name: str, flag: str = "--gpu") -> GPU:
-    """The row of a name that a user typed; UserError lists the known ones."""
+    """The row of a name that a user typed; UserError lists the known ones.
+
+    A card that is not in the table is no mistake where --peak_flops is given: machine.py asks find() then.
+    """
     gpu = find(name)
     if gpu is None:
         raise UserError(f"{flag} {name} is unknown; known: {', '.join(GPUS)}, or give --peak_flops in FLOP/s")

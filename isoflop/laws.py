@@ -374,6 +374,14 @@ def highest_loss(vocab_size):
     return np.log(vocab_size) + ABOVE_UNIFORM
 
 
+OTHER_NAMES = {"chinchilla": "hoffmann", "epoch": "besiroglu"}
+
+
+def published_name(text: str) -> str:
+    """A law's key in PUBLISHED, where `text` is another name of it; any other text as it is."""
+    return OTHER_NAMES.get(text.lower(), text)
+
+
 def parse_law(text):
     """
     A law from its published name, or from 'E=1.69,A=406.4,B=410.7,alpha=0.34,beta=0.28' (and p=.. for a coupled one).
@@ -384,6 +392,7 @@ def parse_law(text):
         Unknown name (lists the known ones), missing or unknown letter, or a value that is not a positive number.
     """
     if "=" not in text:
+        text = published_name(text)
         if text not in PUBLISHED:
             known = f"{', '.join(PUBLISHED)}, or E=..,A=..,B=..,alpha=..,beta=.. (p=.. for a coupled law)"
             raise UserError(f"law {text!r} is not known; known: {known}")

@@ -1,6 +1,7 @@
 """Flags: what is typed, what is read, what --help shows, and how a mistake ends."""
 
 import errno
+import importlib
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from isoflop.cli import Parser, UserError, check, explain, option, run_main
+from isoflop.cli import ALIASES, Parser, UserError, check, explain, option, run_main
 
 NORMS = ("rmsnorm", "layernorm")
 RULES = ("default", "mup", "fixed", "sqrt_batch", "nanochat", "depth", "steplaw", "deepseek", "porian")
@@ -53,6 +54,79 @@ class Train:
 
 def parser(**more):
     return Parser("t.py", "What it does.", Model, Train, **more)
+
+
+@dataclass(frozen=True)
+class Swept:
+    flop_budgets: tuple[float, ...] | None = option(None, "budgets", above=0)
+    n_embds: tuple[int, ...] | None = option(None, "widths", min=8)
+    lr: float | None = option(None, "peak rate", above=0)
+    out_dir: str = option("sweep", "folder")
+
+    def __post_init__(self):
+        check(self)
+
+
+def sweep_parser():
+    return Parser("s.py", "What it does.", Swept)
+
+
+def test_aliases_of_the_field_are_taken_and_messages_name_what_was_typed(capsys):
+    p = sweep_parser()
+    args = p.parse_args("--flop-budget 1e11 3e11 --n_embd 32 --learning-rate=.1 --output_dir a".split())
+    assert p.read(Swept, args) == Swept((1e11, 3e11), (32,), 0.1, "a")
+    for line, says in (
+        ("--n-embd 4", "--n-embd 4 must be at least 8"),
+        ("--learning_rate 0", "--learning_rate 0 must be a positive"),
+        ("--flop_budget x", "--flop_budget x must be"),
+        ("--out-dir", "--out-dir expected one argument"),
+    ):
+        p = sweep_parser()
+        with pytest.raises(SystemExit):
+            try:
+                p.read(Swept, p.parse_args(line.split()))
+            except UserError as error:
+                p.fail(error)
+        assert says in capsys.readouterr().err
+    for line, says in (("--dry-run", "plan.py prints what a run will be"), ("--n_embdd 3", "nearest is --n_embds")):
+        with pytest.raises(SystemExit):
+            sweep_parser().parse_args(line.split())
+        assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "script, line, says",
+    [
+        ("sweep", "--flop_budget 1e11 x", "--flop_budget x must be"),
+        ("sweep", "--n-embd x", "--n-embd x must be"),
+        ("sweep", "--learning_rate x", "--learning_rate x must be"),
+        ("sweep", "--max_length x", "--max_length x must be"),
+        ("train", "--dry-run", "plan.py prints what a run will be"),
+        ("train", "--data-dir", "--data-dir expected one argument"),
+        ("train", "--num_layers 2.5", "--num_layers 2.5 must be a whole number"),
+        ("fit", "--resamples x", "--resamples x must be a whole number"),
+        ("fit", "--out", "--out expected one argument"),
+        ("plan", "--gpus x", "the nearest is --gpu"),
+        ("plan", "--tokens_per_parameter x", "--tokens_per_parameter x must be"),
+        ("data", "--out", "--out expected one argument"),
+        ("sample", "--max-tokens x", "--max-tokens x must be a whole number"),
+        ("sample", "--checkpoint", "--checkpoint expected one argument"),
+        ("eval", "--out_dir", "--out_dir expected one argument"),
+        ("export", "--output", "--output expected one argument"),
+        ("model", "--d_model x", "--d_model x must be a whole number"),
+    ],
+)
+def test_near_misses_in_the_nine_scripts(script, line, says, capsys):
+    main = importlib.import_module(script).main
+    with pytest.raises(SystemExit) as stop:
+        main(line.split())
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and says in error and error.count("\n") == 1
+
+
+def test_a_flag_of_its_own_goes_before_an_alias():
+    assert parser().parse_args("--n_layer 3".split()).n_layer == 3
+    assert all(alias not in names for alias, names in ALIASES.items())
 
 
 def read(line: str, config=Train, **more):
@@ -184,7 +258,7 @@ def test_help_is_grouped_and_80_columns_wide(capsys):
 @pytest.mark.parametrize(
     "line, says",
     [
-        ("--n_layers 3", "unrecognized arguments: --n_layers 3; the nearest is --n_layer; --help lists the flags"),
+        ("--n_layerr 3", "unrecognized arguments: --n_layerr 3; the nearest is --n_layer; --help lists the flags"),
         ("--no-cash", "unrecognized arguments: --no-cash; the nearest is --no-cache; --help lists the flags"),
         ("--zzz", "unrecognized arguments: --zzz; --help lists the flags"),
         ("--flop 3", "unrecognized arguments: --flop 3"),

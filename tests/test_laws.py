@@ -127,3 +127,8 @@ def test_cost_of_runs():
     assert laws.cost_of(n, d, 6 * n * d) is laws.SIX_ND
     cost = laws.cost_of(n, d, 3.0 * n**1.05 * d)
     assert np.isclose(cost.kappa, 3.0) and np.isclose(cost.rho, 0.05)
+
+
+def test_other_names_of_published_laws():
+    for name, other in laws.OTHER_NAMES.items():
+        assert laws.parse_law(name) == laws.parse_law(name.title()) == laws.PUBLISHED[other]

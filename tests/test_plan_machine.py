@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import plan
 from bench.bench_memory import run
 from isoflop.config import ModelConfig, configure
 from isoflop.data import reader
@@ -89,3 +90,15 @@ def test_mistakes_name_the_flag(tmp_path):
     for path in (tmp_path / "none.csv", tmp_path):
         with pytest.raises(UserError, match="--measured .* holds no finished run"):
             read_speed(path, 1)
+
+
+def test_a_card_that_is_not_in_the_table_with_a_peak(capsys):
+    """The way out that the refusal names works."""
+    flags = "--gpu t4 --flop_budget 1e17 --json".split()
+    with pytest.raises(SystemExit):
+        plan.main(flags)
+    assert "or give --peak_flops" in capsys.readouterr().err
+    assert plan.main([*flags, "--peak_flops", "65e12"]) == 0
+    machine = make_machine("t4", peak_flops=65e12)
+    assert machine.gpu == "t4" and machine.memory is None and "65.0 TFLOP/s" in machine.speed.source
+    assert make_machine("a100-80gb").memory == 80e9

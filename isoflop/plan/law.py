@@ -76,6 +76,7 @@ def load_law(law) -> RangedLaw:
         return RangedLaw(law.source or "law", law, _count(law.convention), {})
     if str(law).endswith(".json"):
         return read_fit(law)
+    law = laws.published_name(law)
     parsed = laws.parse_law(law)
     if isinstance(parsed, laws.Law):
         _check_constants(f"--law {law}", parsed.params)

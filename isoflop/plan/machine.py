@@ -92,7 +92,7 @@ def make_machine(
 
     Parameters
     ----------
-    gpu : a name of gpus.GPUS, which gives peak, memory and a first idea of the price.
+    gpu : a name of gpus.GPUS, which gives peak, memory and a first idea of the price; any name with peak_flops.
     n_gpus : devices, one process each.
     mfu : share of the peak that is reached, in exact FLOPs; 0.4 is assumed where neither this nor `measured` is given.
     peak_flops : peak FLOP/s of one device, where gpu is not known.
@@ -103,7 +103,10 @@ def make_machine(
     ------
     UserError : an unknown gpu, an mfu outside (0, 1], a file that holds no finished run.
     """
-    known = gpus.named(gpu) if gpu else None
+    known = None
+    if gpu:
+        # The peak of a card that is not in the table may be typed; its memory and price are then unknown.
+        known = gpus.find(gpu) if peak_flops or measured else gpus.named(gpu)
     if mfu is not None and not 0 < mfu <= 1:
         raise UserError(f"--mfu {mfu:g} must be above 0 and at most 1, as 0.4")
     speed, price_source, memory = None, "", None
