@@ -60,9 +60,9 @@ def figure(width=8.6, height=6.4, rows=1, columns=1, **more):
     """plt.subplots() of this size in inches, laid out without overlaps."""
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **more)
-    fig.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-    return fig, axes
+    from isoflop.fit.margins import Margins
+
+    return plt.subplots(rows, columns, figsize=(width, height), layout=Margins(), **more)
 
 
 def colour_of(law):

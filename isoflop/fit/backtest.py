@@ -58,13 +58,16 @@ def splits_of(table, tol, how):
         fitted = np.log(table.c) < min(ln_c.min(), ln_c.mean() - tol)
         if fitted.sum() < MIN_FITTED:
             continue
-        n, d, c, loss = table.n[held], table.d[held], table.c[held], table.loss[held]
         at = float(np.exp(ln_c.mean()))
-        own = fit_isoflop(n, d, c, loss, np.full(len(held), at), 1.0, alone, 0)
+        own = fit_isoflop(*_runs(table, held), np.full(len(held), at), 1.0, alone, 0)
         own = next((budget for budget in own.budgets if budget.status == "ok"), None)
-        below = fit_isoflop(table.n[fitted], table.d[fitted], table.c[fitted], table.loss[fitted], None, tol, how, 0)
+        below = fit_isoflop(*_runs(table, fitted), None, tol, how, 0, others=False)
         splits.append(Split(held, fitted, at, float(table.c[fitted].max()), own, below))
     return splits
+
+
+def _runs(table, some):
+    return table.n[some], table.d[some], table.c[some], table.loss[some]
 
 
 def forecast_tests(splits):
@@ -133,7 +136,7 @@ def backtest(table, tol, delta, how="local", near=None, splits=None):
 def _predict_budget(table, split, delta, near):
     """Back-test rows of one split."""
     held, fitted, at, own = split.held, split.fitted, split.flops, split.own
-    n, d, c, loss = table.n[fitted], table.d[fitted], table.c[fitted], table.loss[fitted]
+    n, d, c, loss = _runs(table, fitted)
     held_n, held_d, held_loss = table.n[held], table.d[held], table.loss[held]
     base = {"flops": at, "flops_fitted": split.c_max, "log_distance": float(np.log(at / split.c_max))}
     base |= {"n_fit": int(fitted.sum()), "n_runs": len(held), "n_opt_actual": own.n_opt if own else None}

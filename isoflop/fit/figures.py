@@ -149,7 +149,7 @@ def draw_isoflop(result, arrays):
     budgets = [budget["flops"] for budget, _ in groups]
     if len(groups) <= MANY:
         style = {"title_fontsize": 12, "loc": "outside right upper", "handletextpad": 0.1}
-        fig.legend(handles, [flops_tick(c) for c in budgets], title=C_AXIS, **style)
+        fig.legend(handles, [flops_tick(c) for c in budgets], title=C_AXIS, **style).set_gid("right")
     else:
         colour_bar(fig, ax, budgets, C_AXIS, flops_tick)
     legend(fig, ax, _isoflop_entries(groups, name))

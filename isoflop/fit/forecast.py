@@ -113,15 +113,12 @@ class LossLine:
     def _moments(self, flops, p):
         """Mean and standard deviation of the loss over `unit` at compute (M,), with (factors, g) weighted by p."""
         ahead = np.log(np.asarray(flops, float)) - self.last
-        means, sds = [], []
-        for distance in ahead:
-            to = np.stack([np.ones_like(GROWTH_GRID), np.exp(-GROWTH_GRID * distance)], 1)  # (g, 2)
-            each = (self.mean * to).sum(-1)
-            variance = np.einsum("gi,fgij,gj->fg", to, self.covariance, to)
-            mean = (p * each).sum()
-            means.append(mean)
-            sds.append(np.sqrt((p * (variance + (each - mean) ** 2)).sum()))
-        return np.array(means), np.array(sds)
+        fall = np.exp(-GROWTH_GRID * ahead[:, None])[:, None]  # (M, 1, g)
+        each = self.mean[..., 0] + self.mean[..., 1] * fall  # (M, factors, g)
+        floor, both, falls = (self.covariance[..., i, j] for i, j in ((0, 0), (0, 1), (1, 1)))
+        variance = floor + 2 * both * fall + falls * fall**2
+        mean = (p * each).sum((1, 2))
+        return mean, np.sqrt((p * (variance + (each - mean[:, None, None]) ** 2)).sum((1, 2)))
 
     def at(self, flops):
         """Mean and standard error of ln L at compute (M,): the line's, without a run's noise or misfit beyond."""

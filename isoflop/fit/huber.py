@@ -17,6 +17,7 @@ GRADIENT_TOL = 1e-6  # largest gradient at an accepted optimum, as a fraction of
 EXPONENT_RANGE = (0.02, 2.0)  # published alpha and beta lie in 0.07..0.6; outside this the fit has run away
 E_FLOOR = 1e-3  # E below this share of the lowest loss is pinned at 0
 BOOT_ELEMENTS = 4_000_000  # rows x resamples that take about a second; fewer resamples (never under 400) above it
+CACHED = 60_000  # rows x problems that are evaluated at once
 SANDWICH_ROWS = 10_000  # from here on intervals come from the sandwich covariance
 PERCENTILES = (2.5, 97.5)
 
@@ -237,6 +238,7 @@ def descend(theta, rows, z, w, delta, has_e, metric, max_iter=200):
 
     The gradient is relative to the largest that Huber's bounded derivative allows.
     """
+    size = max(16, CACHED // rows.x.shape[1])
     stages = [delta]
     while stages[-1] < 3e-4:
         stages.append(4 * stages[-1])
@@ -244,9 +246,13 @@ def descend(theta, rows, z, w, delta, has_e, metric, max_iter=200):
         scale = min(stage, float(np.std(z)) or 1.0) * np.sqrt(rows.x.shape[1])
 
         def objective(theta, which, stage=stage):
-            some_z = z if z.ndim == 1 else z[which]
-            some_w = None if w is None else w[which]
-            return evaluate(theta, rows, some_z, some_w, stage, has_e)
+            parts = []
+            for i in range(0, len(which), size):
+                some = which[i : i + size]
+                some_z = z if z.ndim == 1 else z[some]
+                some_w = None if w is None else w[some]
+                parts.append(evaluate(theta[i : i + size], rows, some_z, some_w, stage, has_e))
+            return [np.concatenate(part) for part in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
 
         theta, f, gn = newton(theta, objective, metric, scale, max_iter)
     return theta, f, gn

@@ -118,7 +118,7 @@ def _tokens(curves, ln_n):
 # ----- the fit -----
 
 
-def fit_isoflop(n, d, c, loss, budget=None, tol=BUDGET_TOL, how="pooled", resamples=RESAMPLES, seed=0):
+def fit_isoflop(n, d, c, loss, budget=None, tol=BUDGET_TOL, how="pooled", resamples=RESAMPLES, seed=0, others=True):
     """
     Approach 2 of Hoffmann et al. 2022: the loss-minimising N of every budget, then power laws in logs.
 
@@ -137,6 +137,8 @@ def fit_isoflop(n, d, c, loss, budget=None, tol=BUDGET_TOL, how="pooled", resamp
     resamples : int
         Bootstrap: noise is added to the runs ("pooled"), or they are resampled within their budget; scatter of the
         optima about the line that within-budget noise does not explain is added to every draw.
+    others : bool
+        False leaves out all_points and lowest_runs.
 
     Returns
     -------
@@ -168,6 +170,8 @@ def fit_isoflop(n, d, c, loss, budget=None, tol=BUDGET_TOL, how="pooled", resamp
     if fit.a is None:
         return fit
     fit = _with_draws(fit, curves, minima, drawn, rng)
+    if not others:
+        return fit
     return replace(fit, all_points=_all_points(curves, loss), lowest_runs=_lowest_runs(curves, n, d, loss, minima.ok))
 
 

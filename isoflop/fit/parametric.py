@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from isoflop.fit.huber import (
+    CACHED,
     DELTA,
     E_FLOOR,
     EXPONENT_RANGE,
@@ -268,7 +269,7 @@ def _minimise(x, z, weights, delta, n_grid, rng, near, mu, has_e):
         moved[:2] += moved[2:4] * (near.mu - mu)  # the same law about these runs' centre
         moved[4] = max(moved[4], starts[:, 4].min())
         starts = np.vstack([starts, moved])
-    how = {"patience": 200} if near is None else {"tries": 3}
+    how = {"patience": 200} if near is None else {"tries": 3, "patience": 25}
     theta, objective, gradient, agree = best_of(starts[:, :free], x, z, weights, delta, has_e, **how)
     return _with_e(theta[None])[0], objective, gradient, agree
 
@@ -395,13 +396,11 @@ def _resampled_draws(theta, x, z, weights, delta, count, rng):
     j = jacobian(theta[:free], x, has_e)
     metric = 0.1 * j.T @ j
     metric = metric + 1e-9 * np.trace(metric) * np.eye(free)
-    draws, gradients = np.empty((count, free)), np.empty(count)
     np.empty(3_900_000)  # freed at once: glibc then keeps such arrays on its heap; mapping each anew doubles the time
-    chunk = max(16, 60_000 // rows)
+    chunk, counts = max(16, CACHED // rows), np.empty((count, rows))
     for i in range(0, count, chunk):
-        w = resample_counts(rng, rows, min(chunk, count - i))
-        if weights is not None:
-            w = w * weights
-        found = descend(np.repeat(theta[None, :free], len(w), 0), regressors, z, w, delta, has_e, metric)
-        draws[i : i + chunk], gradients[i : i + chunk] = found[0], found[2]
+        counts[i : i + chunk] = resample_counts(rng, rows, min(chunk, count - i))
+    if weights is not None:
+        counts *= weights
+    draws, _, gradients = descend(np.repeat(theta[None, :free], count, 0), regressors, z, counts, delta, has_e, metric)
     return _with_e(draws), gradients

@@ -80,9 +80,8 @@ def fit_power_law(x, y, y_draws=None, offset=True, method="power_law"):
     mu = np.log(x).mean()
     u, z = np.log(x)[None] - mu, np.log(y)
     if offset:
-        theta, f, gradient, _ = best_of(
-            grid_starts(u, z, np.geomspace(0.02, 1.3, 24)), u, z, None, np.inf, True, tries=4
-        )
+        starts = grid_starts(u, z, np.geomspace(0.02, 1.3, 24))
+        theta, f, gradient, _ = best_of(starts, u, z, None, np.inf, True, tries=4, patience=25)
         refusal = _undefended(theta, gradient, y)
         if refusal:
             return PowerLaw(n_points=len(x), refusals=(Refusal(method, *refusal),))
