@@ -11,6 +11,7 @@ The look of the pictures: sizes and colours, log axes with round ticks, colour b
 import numpy as np
 
 from isoflop.display import flops, si, sig
+from isoflop.fit import margins
 
 DPI = 150
 COLOURS = {
@@ -60,9 +61,7 @@ def figure(width=8.6, height=6.4, rows=1, columns=1, **more):
     """plt.subplots() of this size in inches, laid out without overlaps."""
     import matplotlib.pyplot as plt
 
-    from isoflop.fit.margins import Margins
-
-    return plt.subplots(rows, columns, figsize=(width, height), layout=Margins(), **more)
+    return plt.subplots(rows, columns, figsize=(width, height), layout=margins.engine(), **more)
 
 
 def colour_of(law):

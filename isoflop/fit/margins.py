@@ -1,11 +1,10 @@
 """
 The layout of the pictures: margins from the labels that are there, in one pass.
 
-matplotlib's own measures every tick's label twice, which takes as long as all drawing. Imports matplotlib: only
-axes.figure() does so.
-"""
+matplotlib's own measures every tick's label twice, which takes as long as all drawing.
 
-from matplotlib.layout_engine import LayoutEngine
+    >>> fig, ax = plt.subplots(layout=engine())
+"""
 
 # inches; text is 12 to 14 points
 PAD, TICK, CHARACTER, LINE = 0.1, 0.08, 0.105, 0.24
@@ -13,42 +12,51 @@ BAR, BAR_GAP = 0.2, 0.18
 LAST_TICK = 0.2  # by which the label of a last tick may reach past its axis
 
 
-class Margins(LayoutEngine):
+def engine():
+    """A matplotlib layout engine that calls place() before a picture is drawn."""
+    from matplotlib.layout_engine import LayoutEngine
+
+    class Margins(LayoutEngine):
+        _adjust_compatible, _colorbar_gridspec = True, False
+
+        def execute(self, fig):
+            place(fig)
+
+    return Margins()
+
+
+def place(fig):
     """Places axes and colour bars inside titles, labels and figure legends; those with the gid "right" stand there."""
-
-    _adjust_compatible, _colorbar_gridspec = True, False
-
-    def execute(self, fig):
-        width, height = fig.get_size_inches()
-        bars = [ax for ax in fig.axes if ax.get_label() == "<colorbar>"]
-        axes = [ax for ax in fig.axes if ax not in bars]
-        grid = axes[0].get_gridspec()
-        below, beside = _legends(fig)
-        # margins
-        left = PAD + max(_left(ax) for ax in axes if ax.get_subplotspec().is_first_col())
-        bottom = PAD + below + max(_below(ax) for ax in axes if ax.get_subplotspec().is_last_row())
-        top = PAD + max(_above(ax) for ax in axes if ax.get_subplotspec().is_first_row())
-        if fig.get_suptitle():
-            top += 1.3 * LINE
-        right = PAD + beside + (_of_bar(bars[0]) if bars else LAST_TICK)
-        # gaps between axes
-        inner = [_left(ax) for ax in axes if not ax.get_subplotspec().is_first_col()]
-        across = PAD + LAST_TICK / 2 + max(inner, default=0.0)
-        inner = [_below(ax) for ax in axes if not ax.get_subplotspec().is_last_row()]
-        inner = max(inner, default=0.0) + max(_above(ax) for ax in axes)
-        down = 1.5 * PAD + inner
-        fig.subplots_adjust(
-            left / width,
-            bottom / height,
-            1 - right / width,
-            1 - top / height,
-            _share(across, width - left - right, grid.ncols),
-            _share(down, height - bottom - top, grid.nrows),
-        )
-        for bar in bars:
-            bar.set_box_aspect(None)
-            x = width - right + BAR_GAP
-            bar.set_position((x / width, bottom / height, BAR / width, 1 - (bottom + top) / height))
+    width, height = fig.get_size_inches()
+    bars = [ax for ax in fig.axes if ax.get_label() == "<colorbar>"]
+    axes = [ax for ax in fig.axes if ax not in bars]
+    grid = axes[0].get_gridspec()
+    below, beside = _legends(fig)
+    # margins
+    left = PAD + max(_left(ax) for ax in axes if ax.get_subplotspec().is_first_col())
+    bottom = PAD + below + max(_below(ax) for ax in axes if ax.get_subplotspec().is_last_row())
+    top = PAD + max(_above(ax) for ax in axes if ax.get_subplotspec().is_first_row())
+    if fig.get_suptitle():
+        top += 1.3 * LINE
+    right = PAD + beside + (_of_bar(bars[0]) if bars else LAST_TICK)
+    # gaps between axes
+    inner = [_left(ax) for ax in axes if not ax.get_subplotspec().is_first_col()]
+    across = PAD + LAST_TICK / 2 + max(inner, default=0.0)
+    inner = [_below(ax) for ax in axes if not ax.get_subplotspec().is_last_row()]
+    inner = max(inner, default=0.0) + max(_above(ax) for ax in axes)
+    down = 1.5 * PAD + inner
+    fig.subplots_adjust(
+        left / width,
+        bottom / height,
+        1 - right / width,
+        1 - top / height,
+        _share(across, width - left - right, grid.ncols),
+        _share(down, height - bottom - top, grid.nrows),
+    )
+    for bar in bars:
+        bar.set_box_aspect(None)
+        x = width - right + BAR_GAP
+        bar.set_position((x / width, bottom / height, BAR / width, 1 - (bottom + top) / height))
 
 
 def _share(gap, whole, count):
