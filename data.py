@@ -15,6 +15,7 @@ tokenizers  gpt2 and tiktoken's others, byte, bpe:V (trained on the text), or a
 After a kill the same command resumes. data/README.md describes the files.
 """
 
+import isoflop.installed  # noqa: F401 isort: skip
 import contextlib
 import hashlib
 import json

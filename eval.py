@@ -13,6 +13,7 @@ run_id; its runs.csv is never touched, and runs_scores.csv is a copy of it with
 the scores as columns, for fit.py.
 """
 
+import isoflop.installed  # noqa: F401 isort: skip
 import json
 import sys
 from dataclasses import dataclass

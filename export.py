@@ -17,6 +17,7 @@ ones and zeros. LLaMA's gated MLP computes squared ReLU as relu(gate) * up, with
 one matrix in both places; the file is larger by that matrix.
 """
 
+import isoflop.installed  # noqa: F401 isort: skip
 import importlib
 import shutil
 import sys

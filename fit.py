@@ -9,6 +9,8 @@ that the runs don't determine is refused, with what would help.
 fit.json, prediction.md, its table (.csv, .tex) and pictures go to --out_dir. From Python:
 run(paths, out_dir), or the functions of isoflop.fit on arrays.
 """
+
+import isoflop.installed  # noqa: F401 isort: skip
 # ruff: noqa: E402
 
 import os

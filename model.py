@@ -27,6 +27,7 @@ config.PRESETS, equal to the originals in every parameter and logit.
 prints weights by component and FLOPs per token in each convention.
 """
 
+import isoflop.installed  # noqa: F401 isort: skip
 import argparse
 import sys
 from collections.abc import Iterator

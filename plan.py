@@ -19,6 +19,7 @@ added to any of them. Flags of train.py go into the command that is printed
 last.
 """
 
+import isoflop.installed  # noqa: F401 isort: skip
 import argparse
 import json
 import sys

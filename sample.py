@@ -12,6 +12,7 @@ cost one position; past the model's context of block_size tokens the window
 slides, every position changes, and each token costs a whole pass.
 """
 
+import isoflop.installed  # noqa: F401 isort: skip
 import codecs
 import contextlib
 import json

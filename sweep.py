@@ -14,6 +14,7 @@ no run is done twice. Flags of train.py (model, run, data, optimizer, ...) are
 passed on to every cell. isoflop/sweep/grid.py says which cells there are.
 """
 
+import isoflop.installed  # noqa: F401 isort: skip
 import contextlib
 import dataclasses
 import gc

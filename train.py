@@ -9,6 +9,7 @@ The budget is C = 6 N D: N counts every weight that multiplies an activation
 is what a sweep writes as one row of its runs.csv.
 """
 
+import isoflop.installed  # noqa: F401 isort: skip
 import contextlib
 import dataclasses
 import functools
