@@ -24,5 +24,6 @@ def name_missing(kind, error, trace):
     os._exit(2)  # an excepthook can't choose the exit status
 
 
-if Path(getattr(sys.modules["__main__"], "__file__", None) or "x").resolve().parent == ROOT:
+started = getattr(sys.modules["__main__"], "__file__", None)
+if started and Path(started).resolve().parent == ROOT:
     sys.excepthook = name_missing
