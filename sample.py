@@ -197,8 +197,8 @@ def read_prompts(path: str) -> list[str]:
 
 
 def encode(tokenizer, text: str, block_size: int) -> list[int]:
-    """Token ids of a prompt; of an empty one end-of-text, after which a document begins."""
-    ids = list(tokenizer.encode_ordinary(text)) or [tokenizer.eot_token]
+    """Token ids of a prompt; of an empty one that after which a document begins."""
+    ids = list(tokenizer.encode_ordinary(text)) or [tokenizer.start_token]
     if len(ids) > block_size:
         note(f"a prompt has {len(ids):,} tokens; the model sees the last {block_size:,}")
     return ids[-block_size:]

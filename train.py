@@ -353,7 +353,7 @@ def excerpt(model, folder, autocast, count: int = 64, seed: int = 0) -> str:
     except ValueError as error:
         return f"sample | none: {error}"
     device, usable = next(model.parameters()).device, tokenizer.n_vocab
-    idx = torch.full((1, 1), tokenizer.eot_token, dtype=torch.int64, device=device)
+    idx = torch.full((1, 1), tokenizer.start_token, dtype=torch.int64, device=device)
     generator = torch.Generator().manual_seed(seed)
     try:
         with autocast:

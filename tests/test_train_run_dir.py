@@ -48,7 +48,7 @@ def test_bins_in_gpt2s_tokens_leave_gpt2s_tokenizer(tmp_path, monkeypatch):
     run_dir.keep_tokenizer(tmp_path / "bins", tmp_path, "gpt2")
     assert tokenizer.load_tokenizer(tmp_path).encode_ordinary("ab") == [97, 98]
     (tmp_path / "tokenizer.json").unlink()
-    run_dir.keep_tokenizer(tmp_path / "bins", tmp_path, "characters")
+    run_dir.keep_tokenizer(tmp_path / "bins", tmp_path, "unknown")
 
     def refuse():
         raise UserError("no network")

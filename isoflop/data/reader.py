@@ -10,7 +10,6 @@ Tokens are never copied as a whole. A pickle is not loaded, only read for the nu
 import functools
 import hashlib
 import json
-import pickletools
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from isoflop.data import tokenizer
+from isoflop.data.characters import read_pickle
 from isoflop.data.downloads import gpt2_tokens
 from isoflop.files import check_fields, read_json, regular, sha256
 from isoflop.options import UserError
@@ -31,7 +31,6 @@ LLMC_BYTES = 1024
 WHOLE_BYTES = 2**30  # up to here a foreign split is read whole for its hash and its largest id, beyond it by samples
 SAMPLES, SAMPLE_BYTES = 1024, 2**16
 CHECKED = 64  # stretches of our own files that are looked at when they are opened; data.py --verify reads all
-PICKLE_BYTES = 2**26  # nanoGPT's meta.pkl has a few kB
 
 
 class Tokens:
@@ -280,31 +279,6 @@ def read_info(folder: Path) -> dict:
         if info.get("vocab_size", found.get("vocab_size")) == found.get("vocab_size"):
             info = found | info
     return info
-
-
-def read_pickle(path: Path) -> dict:
-    """vocab_size and itos of nanoGPT's meta.pkl, from its opcodes: nothing in the file is run.
-
-    In {"vocab_size": V, "itos": {0: "a", ...}} each value follows its key, with only bookkeeping in between.
-    """
-    found, pairs, key, number = {}, {}, None, None
-    try:
-        raw = regular(path, PICKLE_BYTES).read_bytes()
-        for op, value, _ in pickletools.genops(raw):
-            if isinstance(value, str) and "UNICODE" in op.name:
-                if key == "itos" and number is not None:
-                    pairs[number], number = value, None
-                else:
-                    key = value
-            elif isinstance(value, int) and "INT" in op.name:
-                number = value
-                if key == "vocab_size":
-                    found["vocab_size"], key = value, None
-    except ValueError:
-        pass  # not a pickle, or cut short: use what was found
-    if pairs and sorted(pairs) == list(range(found.get("vocab_size", -1))):
-        found["itos"] = [pairs[i] for i in range(len(pairs))]
-    return found
 
 
 def map_foreign(path: Path, dtype: str | None) -> np.ndarray:

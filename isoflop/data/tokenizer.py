@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from isoflop.data.bpe import EOT, PATTERN, train_bpe
+from isoflop.data.characters import CharacterTokenizer, character_spec
 from isoflop.data.downloads import gpt2_tokens, tiktoken_encoding
 from isoflop.data.hf_tokenizer import hf_module, hf_spec, hf_spelling
 from isoflop.files import atomic, read_json
@@ -98,15 +99,29 @@ def write_tokenizer(folder: Path, spec: dict, name: str = "tokenizer.json") -> s
 
 
 def read_tokenizer(folder: str | Path) -> dict:
-    """The spec saved in a data folder, with its tokens as bytes; UserError where it can't be read."""
+    """The spec saved in a data folder, with its tokens as bytes; UserError where it can't be read.
+
+    Of nanoGPT's folders of characters the spec that their meta.pkl makes.
+    """
+    if not has_tokenizer(folder, "tokenizer.json") and has_tokenizer(folder, "meta.pkl"):
+        return character_spec(folder)
     try:
         spec = read_json(Path(folder, "tokenizer.json"))
         if "hf" in spec:
+            return spec
+        if "characters" in spec:
+            if not all(isinstance(c, str) and len(c) == 1 for c in spec["characters"]):
+                raise ValueError("characters must be a list of single characters")
             return spec
         tokens = [None if token is None else base64.b64decode(token) for token in spec["tokens"]]
         return {"eot": len(tokens), "n_vocab": len(tokens) + 1} | spec | {"tokens": tokens}
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{folder}: its tokenizer.json can't be read ({e})") from None
+
+
+def has_tokenizer(folder: str | Path, *names: str) -> bool:
+    """Whether a folder has what a tokenizer is made of: its tokenizer.json, or nanoGPT's meta.pkl."""
+    return any(Path(folder, name).is_file() for name in names or ("tokenizer.json", "meta.pkl"))
 
 
 # ----- one interface -----
@@ -124,6 +139,11 @@ class Tokenizer:
         self.encoding = tiktoken.Encoding(
             spec["name"], pat_str=spec["pattern"], mergeable_ranks=ranks, special_tokens={EOT: self.eot_token}
         )
+
+    @property
+    def start_token(self) -> int:
+        """After which a text begins."""
+        return self.eot_token
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Token ids of each text of at most MAX_CHARS; other Python threads run meanwhile."""
@@ -175,12 +195,16 @@ class HFTokenizer(Tokenizer):
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer of a data folder."""
     spec = read_tokenizer(folder)
+    if "characters" in spec:
+        return CharacterTokenizer(spec)
     return HFTokenizer(spec) if "hf" in spec else Tokenizer(spec)
 
 
 def token_bytes(folder: str | Path) -> np.ndarray:
     """(vocab_size,) int64: utf-8 bytes that each token spells, special ones 0. For bits per byte: sum over targets."""
     spec = read_tokenizer(folder)
+    if "characters" in spec:
+        return np.array([len(character.encode()) for character in spec["characters"]])
     spelled = hf_spelling(spec) if "hf" in spec else spec["tokens"]
     lengths = np.zeros(spec["n_vocab"], dtype=np.int64)
     lengths[: len(spelled)] = [len(token or b"") for token in spelled]

@@ -9,7 +9,9 @@ import re
 from pathlib import Path
 
 from isoflop.data.bpe import EOT, PATTERN
+from isoflop.data.characters import character_spec
 from isoflop.data.hf_tokenizer import ENDS
+from isoflop.data.tokenizer import has_tokenizer
 from isoflop.files import read_json, write_json
 from isoflop.options import UserError
 
@@ -30,13 +32,18 @@ def characters() -> list[str]:
 
 def read_spec(path: Path) -> dict:
     """Our tokenizer.json as it stands; UserError where it is not one."""
+    if not path.exists() and has_tokenizer(path.parent, "meta.pkl"):
+        return character_spec(path.parent)
     spec = read_json(path)
-    if not isinstance(spec, dict) or not ({"pattern", "tokens"} <= spec.keys() or {"hf", "eot"} <= spec.keys()):
+    kinds = ({"pattern", "tokens"}, {"hf", "eot"}, {"characters"})
+    if not isinstance(spec, dict) or not any(kind <= spec.keys() for kind in kinds):
         raise UserError(f"{path} is not a tokenizer.json of data.py; name another folder with --tokenizer_dir")
     return spec
 
 
-def eot_of(spec: dict) -> int:
+def eot_of(spec: dict) -> int | None:
+    if "characters" in spec:
+        return None
     return spec["eot"] if "eot" in spec else len(spec["tokens"])
 
 
@@ -56,6 +63,8 @@ def to_hf(spec: dict) -> dict:
     """
     if "hf" in spec:
         return spec["hf"]
+    if "characters" in spec:
+        return characters_to_hf(spec["characters"])
     character = characters()
     tokens = [None if t is None else base64.b64decode(t) for t in spec["tokens"]]
     ids = {token: i for i, token in enumerate(tokens) if token is not None}
@@ -97,6 +106,23 @@ def to_hf(spec: dict) -> dict:
             "vocab": {spelled[token]: i for token, i in ids.items()},
             "merges": merges,
         },
+    }
+
+
+def characters_to_hf(table: list[str]) -> dict:
+    """Their tokenizer.json of a model of single characters."""
+    each = {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": False}
+    vocab = {character: i for i, character in enumerate(table)}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": each,
+        "post_processor": None,
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"},
     }
 
 

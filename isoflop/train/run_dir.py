@@ -42,7 +42,11 @@ class TrainedModel:
         except Exception as error:  # of tiktoken or tokenizers, over a file that is no tokenizer
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(f"{path} is not a tokenizer ({reason}); name another folder with --tokenizer_dir") from None
-        if not 0 <= found.eot_token < found.n_vocab <= vocab_size:
+        if found.eot_token is None:
+            fits = found.n_vocab <= vocab_size
+        else:
+            fits = 0 <= found.eot_token < found.n_vocab <= vocab_size
+        if not fits:
             raise UserError(
                 f"{path} has {found.n_vocab:,} ids, {self.folder} was trained with {vocab_size:,}: it is of another "
                 "model; name the right data folder with --tokenizer_dir"
@@ -64,6 +68,8 @@ def load(folder, load_model: Callable, tokenizer_dir=None) -> TrainedModel:
     UserError : what is missing or unusable.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise UserError(f"--ckpt {folder} is a file; {of_a_file(folder)}")
     if not folder.is_dir():
         raise UserError(f"--ckpt {folder}: no such folder; train.py writes to out/RUN_ID")
     if not (folder / "config.json").exists() and (folder / "cells").is_dir():
@@ -74,9 +80,9 @@ def load(folder, load_model: Callable, tokenizer_dir=None) -> TrainedModel:
     candidates = [folder, run_folder]
     if tokenizer_dir is not None:
         candidates = [Path(tokenizer_dir)]
-        if not (candidates[0] / "tokenizer.json").is_file():
+        if not tokenizer.has_tokenizer(candidates[0]):
             raise UserError(f"--tokenizer_dir {tokenizer_dir} has no tokenizer.json; name a folder that data.py made")
-    with_tokenizer = next((path for path in candidates if (path / "tokenizer.json").is_file()), None)
+    with_tokenizer = next((path for path in candidates if tokenizer.has_tokenizer(path)), None)
     record = None
     with contextlib.suppress(OSError, ValueError):  # the record only adds to messages and model cards
         record = read_json(run_folder / "run.json")
@@ -85,17 +91,32 @@ def load(folder, load_model: Callable, tokenizer_dir=None) -> TrainedModel:
     return TrainedModel(folder, load_model(folder), with_tokenizer, record)
 
 
+def of_a_file(path: Path) -> str:
+    """What to give in place of a file that was named."""
+    if path.name in ("model.safetensors", "config.json", "run.json"):
+        return f"name the folder that it is in: --ckpt {path.parent}"
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
+        return (
+            "pickled weights are not read: name a folder that train.py wrote, or bring a Hugging Face folder of the "
+            "model with `python export.py --from_hf FOLDER --out OUT` and give --ckpt OUT"
+        )
+    return "name the folder that train.py wrote, as out/RUN_ID"
+
+
 def keep_tokenizer(data_dir, out_dir, name: str | None = None):
     """Copy a data folder's tokenizer.json beside the weights, where it has one: the data may be gone one day.
 
-    Token files made elsewhere have none; where they are in GPT-2's tokens (name), its tokenizer is written. A copy that
-    fails costs the run nothing: sample.py then needs --tokenizer_dir.
+    Token files made elsewhere have none; where they are in GPT-2's tokens (name), its tokenizer is written, and for
+    nanoGPT's characters the table of meta.pkl. A copy that fails costs the run nothing: sample.py then needs
+    --tokenizer_dir.
     """
     source, out_dir = Path(data_dir) / "tokenizer.json", Path(out_dir)
     with contextlib.suppress(OSError, ValueError):
         if source.is_file():
             with atomic(out_dir / "tokenizer.json", "wb") as f:
                 f.write(source.read_bytes())
+        elif name == "characters":
+            tokenizer.write_tokenizer(out_dir, tokenizer.read_tokenizer(data_dir))
         elif name == "gpt2":
             tokenizer.write_tokenizer(out_dir, tokenizer.make_tokenizer("gpt2", ()))
 
