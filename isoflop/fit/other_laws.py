@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from isoflop.files import atomic, write_json, write_text
+from isoflop.fit import data_report
 from isoflop.fit.axes import RC
 from isoflop.fit.result import clean
 
@@ -32,7 +33,9 @@ class OtherLaw:
     takes: tuple[str, ...] = ()  # those of OF_LOSS that this law has a use for, too
 
 
-OTHER_LAWS: dict[str, OtherLaw] = {}
+OTHER_LAWS: dict[str, OtherLaw] = {
+    "data": OtherLaw(data_report.fit, {"same_nd": "all"}, ("predict_flops", "unique_tokens")),
+}
 NAMES = ("loss", *OTHER_LAWS)  # the choices of --law_of
 
 

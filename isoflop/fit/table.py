@@ -220,6 +220,8 @@ def _info(table, paths, seen):
         "notes": seen.notes,
         "warnings": seen.warnings,
     }
+    if table.epochs is not None:
+        info["epochs_column"] = seen.columns.get("epochs") or seen.columns.get("unique")
     if table.curve:
         info["curves"] = {"runs": len(np.unique(table.curve["run"])), "rows": len(table.curve["run"])}
     return info
