@@ -61,6 +61,7 @@ from isoflop.sweep.simulate import Simulation
 from isoflop.train.failures import status_of
 from isoflop.train.plan import TrainConfig
 from isoflop.train.record import RunRecord
+from isoflop.train.tracking import check_tracker
 from train import Interrupted, train
 
 DEFAULT_BUDGETS = (5e10, 1.5e11, 4.5e11)
@@ -367,6 +368,8 @@ def sweep(job: Job, here: executors.InGroup) -> int:
     untouched = ResultsFile.open(sc.out_dir, job.planner.source, job.texts, repair=False, drop=sc.drop_bad_rows)
     next(job.stages(untouched, save=False), None)  # what can't be run is refused before anything is written
     job.cells.clear()
+    if job.asked is None:
+        check_tracker(job.planner.flags.get("tracker"))
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder_lock(sc.out_dir, "sweep"))
         results = ResultsFile.open(sc.out_dir, job.planner.source, job.texts, drop=sc.drop_bad_rows)

@@ -114,8 +114,6 @@ def set_up(mc: ModelConfig, tc: TrainConfig, env: DistributedEnv, quiet: bool = 
     id_ = run_id(mc, tc, plan, dtype, tokens)
     decides = trajectory(mc, tc, plan, dtype, tokens)
     out_dir = Path(tc.out_dir or f"out/{id_}")
-    if tc.tracker:
-        tracking.check_tracker(tc.tracker)
     finished = restored = None
     if tc.resume or not tc.overwrite:
         finished = checkpoint.finished_run(out_dir, id_)
@@ -203,16 +201,21 @@ def train(
         run.say(f"{run.out_dir}: the run is finished already; --overwrite runs it again")
         return run.finished
     progress = Progress.begin(run, clock)
+    if not tracking.sweep_of(run.out_dir):  # else the sweep has asked, once
+        run.env.on_rank0(functools.partial(tracking.check_tracker, tc.tracker))
     with contextlib.ExitStack() as held:
         run.env.on_rank0(functools.partial(claim, run, held, lock))  # the first thing that is written
         announce(run)
+        track = held.enter_context(tracker_of(run))
         model = optimizer = None
         with note_failure(progress):
             model = build_model(run)
             optimizer = build_optimizer(run, model)
-            train_steps(run, progress, model, optimizer, keep or {}, stop)
+            train_steps(run, progress, model, optimizer, track.log, keep or {}, stop)
             optimizer.finish()  # the weights that are evaluated and saved: the last, or with --ema their mean
-        return finish(run, progress, model, optimizer)
+        record = finish(run, progress, model, optimizer)
+        track.finish(asdict(record))
+        return record
 
 
 def claim(run: Setup, held: contextlib.ExitStack, lock: bool):
@@ -222,12 +225,12 @@ def claim(run: Setup, held: contextlib.ExitStack, lock: bool):
     writable_folder(run.out_dir)
 
 
-def train_steps(run: Setup, progress: Progress, model, optimizer, keep: dict, stop):
+def train_steps(run: Setup, progress: Progress, model, optimizer, track, keep: dict, stop):
     """The loop: every step of the run from run.first_step on, until it ends, diverges or is stopped."""
     env, plan, tc, timer = run.env, run.plan, run.tc, progress.timer
     # compiled for the steps alone: the module itself is saved, whose weights keep their names
     forward = torch.compile(model) if tc.compile else model
-    with tracked(run) as track, progress_bar(run) as bar, batches_of(run) as batches:
+    with progress_bar(run) as bar, batches_of(run) as batches:
         progress.loop_start = time.perf_counter()
         timer.start()
         for step in range(run.first_step, plan.steps):
@@ -327,11 +330,11 @@ def batches_of(run: Setup):
     return contextlib.closing(batches)
 
 
-def tracked(run: Setup):
-    """The --tracker's log(values, step), on rank 0."""
+def tracker_of(run: Setup) -> tracking.Tracker:
+    """The --tracker, on rank 0."""
     kind = run.tc.tracker if run.env.rank == 0 else None
     settings = {"data_dir": str(run.tc.data_dir), **asdict(run.mc), **asdict(run.plan)}
-    return tracking.tracker(kind, run.out_dir, run.run_id, settings, run.say)
+    return tracking.Tracker(kind, run.out_dir, run.run_id, settings, run.env.print0)
 
 
 def save(run: Setup, progress: Progress, model, optimizer, folder: Path) -> Path | None:
