@@ -31,3 +31,23 @@ def test_scaled_rotary_positions_are_refused(tmp_path, toy_data):
     for key in ("rope_parameters", "rope_scaling"):
         with pytest.raises(ValueError, match="rotary positions are scaled .llama3."):
             config.own_config(hf | {"rope_parameters": None} | {key: {"rope_type": "llama3", "factor": 8.0}})
+
+
+def test_theirs_that_differ_are_refused_by_name():
+    sizes = dict(
+        vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    for more, words in (
+        ({"model_type": "gpt_neox"}, "'gpt_neox' is not one of .*: attention and MLP are added side by side"),
+        ({"model_type": "mixtral"}, "mixture of experts"),
+        ({"model_type": "t5"}, "'t5' is not one of gpt2, llama, qwen3, mistral, qwen2$"),
+        ({"model_type": "mistral", "sliding_window": 32}, "sees 32 of 64 tokens"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window"),
+    ):
+        with pytest.raises(ValueError, match=words) as refused:
+            config.own_config(sizes | more)
+        assert "\n" not in str(refused.value)
+    way_out = sizes | {"model_type": "mistral", "sliding_window": 32, "max_position_embeddings": 32}
+    assert config.own_config(way_out).block_size == 32
+    assert config.own_config(sizes | {"model_type": "qwen2"}).bias

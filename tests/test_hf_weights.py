@@ -35,7 +35,7 @@ def test_logits_and_greedy_text_equal_transformers(name, tmp_path, toy_data):
     assert "logits equal" in export.verify(found.model, out)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "llama3"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "llama3", "llama with attention_bias", "mistral", "qwen2"])
 def test_their_own_models_come_here(name, tmp_path):
     """A model that transformers made and wrote, in several files, half precision: no record of ours in it."""
     transformers = pytest.importorskip("transformers", reason=NEEDS)
@@ -43,9 +43,12 @@ def test_their_own_models_come_here(name, tmp_path):
     if name == "gpt2":
         config = transformers.GPT2Config(vocab_size=99, n_positions=32, n_embd=32, n_layer=3, n_head=2)
     else:
-        config = transformers.LlamaConfig(
+        kinds = {"mistral": transformers.MistralConfig, "qwen2": transformers.Qwen2Config}
+        more = {"mistral": {"sliding_window": 32}, "llama with attention_bias": {"attention_bias": True}}
+        config = kinds.get(name, transformers.LlamaConfig)(
             vocab_size=99, max_position_embeddings=32, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
             num_key_value_heads=2, intermediate_size=48, tie_word_embeddings=name == "llama3", rms_norm_eps=1e-5,
+            **more.get(name, {}),
         )  # fmt: skip
     theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
     for w in theirs.parameters():

@@ -17,6 +17,20 @@ RECORD = "isoflop"  # the key of an exported config.json that holds our own conf
 GPT2_ACT = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu2": "relu2"}
 GATED_ACT = {"swiglu": "silu", "relu2": "relu"}
 CLASSES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+READ = (*CLASSES, "mistral", "qwen2")  # the last two are LLaMA in other words: a window, biases of q, k and v alone
+DIFFERS = {  # what keeps models that people ask for from being read
+    "gpt_neox": "attention and MLP are added side by side (use_parallel_residual), rotary positions turn a "
+    "part of each head (rotary_pct)",
+    "gptj": "attention and MLP are added side by side and rotary positions turn a part of each head",
+    "phi": "attention and MLP are added side by side and rotary positions turn a part of each head",
+    "gpt_neo": "every other layer attends to a window and scores are not scaled",
+    "opt": "the MLP is ReLU",
+    "bloom": "positions are ALiBi",
+    "mixtral": "the MLP is a mixture of experts",
+    "gemma": "gains are 1 + weight, embeddings are scaled and the MLP is a gated GELU",
+    "gemma2": "gains are 1 + weight, each half-block is normalized twice and layers attend to a window",
+    "olmo2": "half-blocks are normalized after, not before, and queries and keys with gains",
+}
 
 
 def differences(cfg: ModelConfig, kind: str) -> list[str]:
@@ -100,13 +114,16 @@ def hf_config(cfg: ModelConfig, eot: int | None) -> dict:
 
 
 def own_config(hf: dict) -> ModelConfig:
-    """Our configuration of a GPT-2, LLaMA or Qwen3 config.json.
+    """Our configuration of a config.json of one of READ.
 
     UserError where model.py computes nothing like it, KeyError where a field is missing.
     """
     kind = hf.get("model_type")
-    if kind not in CLASSES:
-        raise UserError(f"model_type {kind!r} is not one of {', '.join(CLASSES)}")
+    if kind not in READ:
+        problem = f"model_type {kind!r} is not one of {', '.join(READ)}"
+        if isinstance(kind, str) and kind in DIFFERS:
+            problem += f": {DIFFERS[kind]}, which model.py does not compute"
+        raise UserError(problem)
     fields, problems = _gpt2_fields(hf) if kind == "gpt2" else _llama_fields(hf, kind)
     if fields["activation"] is None:
         problems.append(f"activation {hf.get('activation_function') or hf.get('hidden_act')} is unknown")
@@ -143,19 +160,35 @@ def _llama_fields(hf: dict, kind: str) -> tuple[dict, list[str]]:
     head_size = hf.get("head_dim") or width // heads
     if head_size * heads != width:
         problems.append(f"{heads} heads of {head_size} are not the width {width}")
-    if bool(hf.get("attention_bias")) != bool(hf.get("mlp_bias")):
-        problems.append("only attention or only the MLP has biases")
+    context, window = hf["max_position_embeddings"], hf.get("sliding_window")
+    if kind == "mistral" and window and window < context:
+        problems.append(
+            f"attention sees {window:,} of {context:,} tokens (for texts of up to {window:,} it is exact: set "
+            f"max_position_embeddings to {window} in config.json)"
+        )
     if hf.get("use_sliding_window") or hf.get("pretraining_tp", 1) != 1:
         problems.append("use_sliding_window or pretraining_tp is set")
     known = {theirs: ours for ours, theirs in GATED_ACT.items()}
     fields = dict(
-        n_layer=hf["num_hidden_layers"], n_head=heads, n_embd=width, block_size=hf["max_position_embeddings"],
+        n_layer=hf["num_hidden_layers"], n_head=heads, n_embd=width, block_size=context,
         n_kv_head=hf.get("num_key_value_heads") or heads, n_ffn=hf["intermediate_size"], norm="rmsnorm",
         norm_eps=hf.get("rms_norm_eps", 1e-6), activation=known.get(hf.get("hidden_act", "silu")), position="rope",
-        rope_theta=rope.get("rope_theta", hf.get("rope_theta", 10000.0)), bias=bool(hf.get("attention_bias")),
+        rope_theta=rope.get("rope_theta", hf.get("rope_theta", 10000.0)), bias=len(without_bias(hf)) < 3,
         qk_norm=kind == "qwen3", tied=hf.get("tie_word_embeddings", False),
     )  # fmt: skip
     return fields, problems
+
+
+def without_bias(hf: dict) -> set[str]:
+    """Which of their linear layers have no bias, q_proj for q, k and v. Ours are all or none: the rest are zeros."""
+    found = {"self_attn.q_proj", "self_attn.o_proj", "mlp"}
+    if hf["model_type"] in ("gpt2", "qwen2"):
+        found -= {"self_attn.q_proj"}
+    if hf["model_type"] == "gpt2" or hf.get("attention_bias"):
+        found -= {"self_attn.q_proj", "self_attn.o_proj"}
+    if hf["model_type"] == "gpt2" or hf.get("mlp_bias"):
+        found -= {"mlp"}
+    return found
 
 
 def exported_config(cfg: ModelConfig, record, state: dict) -> tuple[ModelConfig, list[str]]:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from isoflop.config import ModelConfig
 from isoflop.files import read_json, regular, staged, write_json, write_text
 from isoflop.hf import tokenizer
-from isoflop.hf.config import CLASSES, RECORD, architecture, exported_config, hf_config, own_config
+from isoflop.hf.config import CLASSES, RECORD, architecture, exported_config, hf_config, own_config, without_bias
 from isoflop.options import UserError
 from isoflop.tensors import write_tensors
 from isoflop.train.run_dir import TrainedModel
@@ -93,7 +93,7 @@ def neutral(cfg: ModelConfig, name: str) -> torch.Tensor:
     if name.endswith("attn.c_attn.bias"):
         size = (cfg.n_head + 2 * cfg.n_kv_head) * cfg.head_size
     elif name.endswith("mlp.c_fc.bias"):
-        size = cfg.n_ffn
+        size = 2 * cfg.n_ffn if cfg.activation == "swiglu" else cfg.n_ffn
     return torch.zeros(size)
 
 
@@ -102,10 +102,13 @@ def qk_gains(cfg: ModelConfig) -> list[str]:
     return [f"model.layers.{i}.self_attn.{x}_norm.weight" for i in range(cfg.n_layer) for x in "qk"]
 
 
-def own_state(cfg: ModelConfig, kind: str, held: dict) -> dict:
-    """Our names and shapes for transformers' weights, which are taken out of `held`."""
+def own_state(cfg: ModelConfig, kind: str, held: dict, no_bias=frozenset()) -> dict:
+    """Our names and shapes for transformers' weights, which are taken out of `held`. no_bias : see without_bias()."""
     out = {}
     for ours, theirs in names(cfg, kind).items():
+        if ours.endswith("bias") and any(part in theirs[0] for part in no_bias):
+            out[ours] = neutral(cfg, ours)
+            continue
         missing = [name for name in theirs if name not in held]
         if missing:
             raise UserError(f"the weights lack {missing[0]}")
@@ -218,7 +221,7 @@ def weight_files(folder: Path) -> set[str]:
 
 
 def read_hf(folder: Path, build: Callable):
-    """A GPT-2, LLaMA or Qwen3 folder of Hugging Face's as our model.
+    """A folder of Hugging Face's, of one of config.READ, as our model.
 
     Parameters
     ----------
@@ -252,7 +255,7 @@ def _read_hf(folder: Path, build: Callable):
     layers = sum(".ln_1.weight" in name or ".input_layernorm." in name for name in held)
     if layers != cfg.n_layer:
         raise UserError(f"config.json says {cfg.n_layer:,} layers, the weights have {layers}")
-    state = own_state(cfg, hf["model_type"], held)
+    state = own_state(cfg, hf["model_type"], held, without_bias(hf))
     cfg, added = exported_config(cfg, hf.get(RECORD), state)
     for name in added:
         del state[name]
