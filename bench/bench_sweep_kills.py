@@ -34,7 +34,8 @@ SWEEPS = {
     "tune_lr": f"--flop_budgets 1e8 2e8 {SIZES} --lr_scale 0.2 --tune_lr",
     "lrs": f"--flop_budgets 1e8 2e8 {SIZES} --lrs 0.005 0.01 0.02",
     "trunks": f"--flop_budgets 2e8 4e8 8e8 {SIZES} --lr_scale 0.2 --schedule wsd --reuse_trunk",
-    "moving": "--flop_budgets 1e8 2e8 --sizes 4 --block_size 32 --val_tokens 1024 --device cpu --lr_scale 0.2",
+    "moving": "--flop_budgets 1e8 2e8 --sizes 4 --block_size 32 --val_tokens 1024 --device cpu --lr_scale 0.2"
+    " --allow_few_steps",
 }
 KILLS_PER_SWEEP = 4  # in one folder, before it is run to its end
 DELAY_S = 2.0  # longest time from the begin of a cell to the kill

@@ -102,3 +102,12 @@ def test_far_targets():
 def test_mistaken_units(word):
     with pytest.raises(UserError, match=f"--units {word}: "):
         parse_units((word,))
+
+
+def test_our_own_small_runs_are_not_questioned(tmp_path):
+    """A column n_params_matmul is in parameters, toy models too; another column is asked about."""
+    rows = [f"{n},{d},{4 + 1 / n + 1 / d}" for n in (300, 400, 500) for d in (900, 1000, 1200)]
+    for name, asked in (("n_params_matmul", False), ("params", True)):
+        path = tmp_path / f"{name}.csv"
+        path.write_text("\n".join([f"{name},tokens,val_loss", *rows]) + "\n")
+        assert ("units" in warnings_of(read([str(path)]))) == asked
