@@ -1,6 +1,6 @@
 """Train an isoFLOP grid into one CSV, fit it, draw it.
 
-    python sweep.py               # embedded text, 3 budgets x 7 sizes, on a CPU
+    python sweep.py     # data/fineweb_gpt2 if it is there, else embedded text
     python sweep.py --data_dir data/mine --flop_budgets 1e13 3e13 1e14 --dry_run
     python sweep.py --flop_budgets 1e13 3e13 --n_embds 48 64 96 --n_layers 1 2 2
     python sweep.py --simulate hoffmann --flop_budgets 1e18 3e18   # no training
@@ -16,6 +16,7 @@ passed on to every cell. isoflop/sweep/grid.py says which cells there are.
 
 import isoflop.installed  # noqa: F401 isort: skip
 import contextlib
+import csv
 import dataclasses
 import gc
 import os
@@ -320,6 +321,21 @@ class Job:
             return {"status": "refused", "error": str(error)}
 
 
+def default_text(out_dir: str) -> str:
+    """The data folder of a sweep without --data_dir: train.py's default where it is there, else the embedded text.
+
+    A sweep that has begun keeps its own: the first row of its runs.csv names it.
+    """
+    default = TrainConfig.data_dir
+    begun = ""
+    with contextlib.suppress(OSError, UserError, StopIteration):
+        with open(Path(out_dir, "runs.csv"), encoding="utf-8-sig", newline="") as f:
+            begun = (next(csv.DictReader(f)).get("data") or "").partition("@")[0]
+    if Path(default).is_dir() and begun in ("", Path(default).name):
+        return default
+    return str(data.prepare(config.DataConfig(source="stdlib")))
+
+
 def set_up(sc: SweepConfig, flags: dict, env: DistributedEnv, stop) -> Job:
     """The planner, and where losses come from. Makes the embedded text where no other is named."""
     asked = None
@@ -329,7 +345,7 @@ def set_up(sc: SweepConfig, flags: dict, env: DistributedEnv, stop) -> Job:
         asked = api.Service(sc.api, sc.api_key_file)
     source = asked.source if asked else "trained"
     if asked is None and "data_dir" not in flags:
-        flags = {**flags, "data_dir": str(data.prepare(config.DataConfig(source="stdlib")))}
+        flags = {**flags, "data_dir": default_text(sc.out_dir)}
     if "data_dir" in flags:
         tokens = reader.open_data(flags["data_dir"])
     else:

@@ -223,3 +223,13 @@ def test_trains(tmp_path, script):
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout.splitlines()[-1])
     assert record["bits_per_byte"] is None and record["vocab_size"] == 300 and 5 < record["val_loss"] < 7
+
+
+def test_a_folder_that_is_not_there_names_those_that_are(tmp_path):
+    with pytest.raises(UserError, match=r"name one that exists \(for training, with --data_dir\)"):
+        open_data(tmp_path / "a")
+    (tmp_path / "empty").mkdir(), (tmp_path / "b").mkdir()
+    nanogpt(tmp_path / "b")
+    with pytest.raises(UserError, match=r"name one that exists \(--data_dir \S+/b\), or make one") as refused:
+        open_data(tmp_path / "a")
+    open_data(str(refused.value).split("--data_dir ")[1].split(")")[0])

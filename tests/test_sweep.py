@@ -376,3 +376,16 @@ def test_a_full_disk_loses_no_row(undisturbed, tmp_path):
         assert done.returncode == 2 and "name another folder" in done.stderr and done.stderr.count("\n") == 1
     finally:
         subprocess.run(["umount", out], check=True)
+
+
+def test_without_a_data_dir_the_text_is_train_pys_default_where_it_is_there(tmp_path, monkeypatch):
+    """A sweep that has begun on another text stays with that."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep.data, "prepare", lambda cfg: f"data/{cfg.source}_bpe512")
+    assert sweep.default_text("out") == "data/stdlib_bpe512"
+    Path("data/fineweb_gpt2").mkdir(parents=True)
+    assert sweep.default_text("out") == "data/fineweb_gpt2"
+    Path("out").mkdir()
+    for name in ("stdlib_bpe512", "fineweb_gpt2"):
+        Path("out/runs.csv").write_text(f"run_id,data\na,{name}@0123abcd\n")
+        assert sweep.default_text("out") == f"data/{name}"

@@ -356,8 +356,10 @@ def open_data(folder: str | Path) -> TokenData:
     """Map a data folder of any kind known here; UserError with the way out if it is missing or not complete."""
     folder = Path(folder)
     if not folder.is_dir():
+        there = neighbours(folder)
+        named = f"name one that exists ({there or 'for training, with --data_dir'})"
         raise UserError(
-            f"no data folder {folder}: name one that exists (for training, with --data_dir), or make one: "
+            f"no data folder {folder}: {named}, or make one: "
             "`python data.py` makes data/fineweb_gpt2, `python data.py --source stdlib` makes data/stdlib_bpe512 "
             "with no download"
         )
@@ -371,6 +373,17 @@ def open_data(folder: str | Path) -> TokenData:
         raise UserError(
             f"{folder} is not a complete data folder ({problem}); make it again with `{remake_command(folder)}`"
         ) from None
+
+
+def neighbours(folder: Path) -> str:
+    """The data folders beside one that is not there, as "--data_dir data/a, data/b"; empty where there are none."""
+    found = []
+    if folder.parent.is_dir():
+        for path in sorted(folder.parent.iterdir()):
+            if path.is_dir() and not path.name.startswith(".") and any(path.glob("*train*.bin")):
+                found.append(str(path))
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    return f"--data_dir {', '.join(found[:5])}{more}" if found else ""
 
 
 def remake_command(folder: Path) -> str:
