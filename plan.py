@@ -112,10 +112,10 @@ def plan_run(parser, args, cfg: ModelConfig, end: dict, basis: Basis, unique=Non
 
 def plan_runs(parser, args, config: PlanConfig, basis: Basis):
     """Plans of one or several configurations; for one also the rules of the optimizer."""
-    estimates, command_lines = [], []
+    estimates, command_lines, heads = [], [], []
     for entry in read_configs(config.config):
         typed = with_entry(args, entry)
-        cfg, tokens, unique = read_model(parser, typed), getattr(typed, "tokens", None), config.unique_tokens
+        cfg, tokens, unique = read_model(parser, typed, heads), getattr(typed, "tokens", None), config.unique_tokens
         ends = [name for name in ENDS if hasattr(args, name)]
         if (tokens is not None) + len(ends) != 1:
             raise UserError(
@@ -142,7 +142,7 @@ def plan_runs(parser, args, config: PlanConfig, basis: Basis):
     if len(estimates) == 1:
         numbers["rules"] = estimate.rule_table(cfg, planned.plan.tokens, planned.plan.tokens_per_step)
         sections.append(tables.of_rules(numbers["rules"], planned.plan.hparams, config.rules))
-    notes = notes_of(estimates, basis)
+    notes = [*heads, *notes_of(estimates, basis)]
     if notes:
         sections.append(tables.Section("Mind", notes=notes))
     for run, lines in zip(estimates, command_lines, strict=True):

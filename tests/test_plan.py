@@ -81,14 +81,22 @@ def test_a_configuration_may_have_its_own_tokens_and_depth_its_own_rule():
     assert found["configurations"][1]["run"] == alone["run"]
 
 
+def test_heads_that_do_not_divide_the_width_are_counted(show):
+    """18 at 2432, as a published table has it: the counts of 19, and a note."""
+    sizes = "--preset gpt2 --n_layer 18 --n_embd 2432 --tokens 1e9 --n_head".split()
+    assert "18 heads do not divide the width 2,432: counted as 19 of 128" in show(*sizes, "18")
+    published, near = (plan_answer(*sizes, heads)["configurations"][0] for heads in ("18", "19"))
+    assert published["parameters"] == near["parameters"] and published["run"] == near["run"]
+
+
 # ----- mistakes -----
 
 RUN = "--preset gpt2 --tokens 1e9"
 MISTAKES = [
     ("--preset llama4 --tokens 1e9", "--preset llama4 is unknown; known: default, gpt2"),
     ("--flop_budget 1e20 --family llama4", "--family llama4 is unknown; known: default"),
-    ("--preset gpt2 --n_embd 2432 --n_head 18 --tokens 1e9", "--n_head 18 into heads; try --n_embd 2430 or 2448"),
-    ("--preset gpt2 --n_embd 2432 --n_head 18 --tokens 1e9", "or --n_head 16 or 19"),
+    ("--preset llama3 --n_embd 2432 --n_head 18 --tokens 1e9", "--n_head 18 into heads of even size"),
+    ("--preset llama3 --n_embd 2432 --n_head 18 --tokens 1e9", "or --n_head 16 or 19"),
     (f"{RUN} --gpu h300", "--gpu h300 is unknown; known: a100-40gb"),
     ("--flop_budget -1e20", "--flop_budget -1e+20 must be above 0"),
     ("--flop_budget nan", "--flop_budget nan must be a number above 0"),

@@ -121,8 +121,12 @@ def with_entry(args, entry: argparse.Namespace) -> argparse.Namespace:
     return both
 
 
-def read_model(parser, args) -> ModelConfig:
-    """The model of the typed flags; where heads do not divide the width, the mistake names near ones."""
+def read_model(parser, args, notes: list[str]) -> ModelConfig:
+    """The model of the typed flags; heads that do not divide the width are counted as near ones that do, with a note.
+
+    Published tables have such heads (18 at 2432). Weights and FLOPs are the same for any number of them, unless key
+    heads are shared: then it is a UserError that names near ones.
+    """
     try:
         return parser.read(ModelConfig, args)
     except UserError as error:
@@ -130,5 +134,16 @@ def read_model(parser, args) -> ModelConfig:
         if not (width and heads and width % heads) or "is not divisible" not in str(error):
             raise
         fitting = [h for h in range(1, width + 1) if width % (2 * h) == 0]
-        near = sorted(sorted(fitting, key=lambda h: abs(h - heads))[:2])
-        raise UserError(f"{error}; or --n_head {' or '.join(map(str, near))}") from None
+        near = sorted(fitting, key=lambda h: abs(h - heads))[:2]
+        names = " or ".join(map(str, sorted(near)))
+        try:
+            cfg = parser.read(ModelConfig, argparse.Namespace(**{**vars(args), "n_head": near[0]}))
+        except (UserError, IndexError):
+            cfg = None
+        if cfg is None or cfg.n_kv_head != cfg.n_head:
+            raise UserError(f"{error}; or --n_head {names}") from None
+    notes.append(
+        f"{heads} heads do not divide the width {width:,}: counted as {cfg.n_head} of {cfg.head_size}, with the same "
+        f"weights and 6ND if they fill the width; to train it, --n_head {names}"
+    )
+    return cfg
