@@ -41,7 +41,7 @@ class ExportConfig:
     """From where to where."""
 
     ckpt: str | None = option(None, "folder of a run or checkpoint of train.py", group="model")
-    from_hf: str | None = option(None, "folder of a GPT-2, LLaMA or Qwen3 to bring here")
+    from_hf: str | None = option(None, "folder of a GPT-2, LLaMA, Qwen or Mistral to bring here")
     tokenizer_dir: str | None = option(None, "its tokenizer (default: the copy in --ckpt)", aliases=("data_dir",))
 
     out: str | None = option(None, "folder to write", group="output")

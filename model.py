@@ -141,6 +141,15 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+def slowed(frequencies, factor: float, low: float, high: float, context: float):
+    """Rotary frequencies of Llama 3.1: those that turn less than `low` times in the old context are divided by factor,
+    those that turn more than `high` times stay, and between them the share that stays is linear in the turns (Llama
+    team 2024, arXiv:2407.21783; config.json's rope_type llama3)."""
+    turns = context * frequencies / (2 * torch.pi)
+    stays = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (stays + (1 - stays) / factor)
+
+
 class GPT(nn.Module):
     """The model that a ModelConfig describes: from token ids to logits, or to the loss."""
 
@@ -151,10 +160,11 @@ class GPT(nn.Module):
         if cfg.position == "learned":
             self.wpe = nn.Embedding(cfg.block_size, cfg.n_embd)
         else:
-            angles = torch.outer(
-                torch.arange(cfg.block_size, dtype=torch.float32),
-                cfg.rope_theta ** (-torch.arange(0, cfg.head_size, 2, dtype=torch.float32) / cfg.head_size),
-            )  # (block_size, hs / 2)
+            frequencies = cfg.rope_theta ** (-torch.arange(0, cfg.head_size, 2, dtype=torch.float32) / cfg.head_size)
+            if cfg.rope_scaling:
+                frequencies = slowed(frequencies, *cfg.rope_scaling)
+            positions = torch.arange(cfg.block_size, dtype=torch.float32)
+            angles = torch.outer(positions, frequencies)  # (block_size, hs / 2)
             self.register_buffer("cos", angles.cos(), persistent=False)
             self.register_buffer("sin", angles.sin(), persistent=False)
         self.h = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))

@@ -26,6 +26,9 @@ class ModelConfig:
         50257, "rows of the embedding; train.py takes it from the data", min=1, max=2**24, flag=False
     )
     rope_theta: float = option(10000.0, "base of the rotary frequencies", above=0, max=1e12, rare=True)
+    rope_scaling: tuple[float, ...] | None = option(
+        None, "Llama 3.1's: factor, low and high frequency factor, old context", above=0, max=1e9, flag=False
+    )  # as export.py --from_hf finds it
     head_size: int | None = option(
         None, "of a head, without --n_head (default: at most 64)", min=1, max=2**20, rare=True
     )
@@ -64,6 +67,10 @@ class ModelConfig:
 
     def __post_init__(self):
         check(self)
+        if self.rope_scaling is not None:
+            object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))  # JSON has lists
+            if len(self.rope_scaling) != 4 or self.rope_scaling[1] >= self.rope_scaling[2]:
+                raise UserError(f"rope_scaling {self.rope_scaling} is not (factor, low, high, context) with low < high")
         self._fill_in_heads()
         if self.n_ffn is None:
             object.__setattr__(self, "n_ffn", -(-round(self.ffn_mult * self.n_embd, 6) // 8) * 8)  # rounded up

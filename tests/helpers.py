@@ -385,6 +385,7 @@ EXPORTED_MODELS = TOY_MODELS | {
     "gpt2, relu2, no gains": TOY_MODELS["gpt2"] | dict(activation="relu2", norm_gain=False, n_ffn=40),
     "llama, relu2, biases, tied": TOY_MODELS["llama"] | dict(activation="relu2", bias=True, tied=True),
     "llama, no gains, other angles": TOY_MODELS["llama3"] | dict(norm_gain=False, rope_theta=123.0, norm_eps=1e-4),
+    "llama, slowed angles": TOY_MODELS["llama3"] | dict(rope_theta=100.0, rope_scaling=(8.0, 1.0, 4.0, 16.0)),
     "default with gains, SwiGLU, tied": TOY_MODELS["default"] | dict(norm_gain=True, activation="swiglu", tied=True),
     "default, shared key heads": TOY_MODELS["default"] | dict(n_head=4, n_kv_head=2, n_ffn=56),
 }

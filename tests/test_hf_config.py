@@ -29,8 +29,8 @@ def test_scaled_rotary_positions_are_refused(tmp_path, toy_data):
     write_hf(run_dir.load(trained_folder(tmp_path / "ours", "llama3", toy_data), load_model), tmp_path / "hf")
     hf = json.loads((tmp_path / "hf" / "config.json").read_text())
     for key in ("rope_parameters", "rope_scaling"):
-        with pytest.raises(ValueError, match="rotary positions are scaled .llama3."):
-            config.own_config(hf | {"rope_parameters": None} | {key: {"rope_type": "llama3", "factor": 8.0}})
+        with pytest.raises(ValueError, match="rotary positions are scaled .yarn."):
+            config.own_config(hf | {"rope_parameters": None} | {key: {"rope_type": "yarn", "factor": 8.0}})
 
 
 def test_theirs_that_differ_are_refused_by_name():

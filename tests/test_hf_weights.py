@@ -35,7 +35,9 @@ def test_logits_and_greedy_text_equal_transformers(name, tmp_path, toy_data):
     assert "logits equal" in export.verify(found.model, out)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "llama3", "llama with attention_bias", "mistral", "qwen2"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "llama3", "llama with attention_bias", "mistral", "qwen2", "llama 3.1"]
+)
 def test_their_own_models_come_here(name, tmp_path):
     """A model that transformers made and wrote, in several files, half precision: no record of ours in it."""
     transformers = pytest.importorskip("transformers", reason=NEEDS)
@@ -44,7 +46,15 @@ def test_their_own_models_come_here(name, tmp_path):
         config = transformers.GPT2Config(vocab_size=99, n_positions=32, n_embd=32, n_layer=3, n_head=2)
     else:
         kinds = {"mistral": transformers.MistralConfig, "qwen2": transformers.Qwen2Config}
-        more = {"mistral": {"sliding_window": 32}, "llama with attention_bias": {"attention_bias": True}}
+        scaling = {
+            "rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        }  # fmt: skip
+        more = {
+            "llama 3.1": {"rope_parameters": scaling},
+            "mistral": {"sliding_window": 32},
+            "llama with attention_bias": {"attention_bias": True},
+        }
         config = kinds.get(name, transformers.LlamaConfig)(
             vocab_size=99, max_position_embeddings=32, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
             num_key_value_heads=2, intermediate_size=48, tie_word_embeddings=name == "llama3", rms_norm_eps=1e-5,

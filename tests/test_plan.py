@@ -114,7 +114,7 @@ MISTAKES = [
     ("--inference_tokens 1e12 --tokens 1e9 --unique_tokens 1e8", "--inference_tokens needs a loss to reach"),
     ("--config n_layer --tokens 1e9", "'n_layer' is not key=value"),
     ("--config none.json --tokens 1e9", "--config none.json can't be read"),
-    ("--config n_layers=3 --tokens 1e9", "--n_layers"),
+    ("--config n_layerz=3 --tokens 1e9", "--n_layerz"),
     ("--config n_layer=2,tokens=0 --tokens 1e9", "n_layer"),
     ("--config tokens=0 --tokens 1e9", "--tokens 0 must be at least 1"),
     ("--n_gpus 0 --preset gpt2 --tokens 1e9", "--n_gpus 0 must be"),

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from isoflop.config import ModelConfig
 from isoflop.options import UserError
 
+SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")  # rope_type llama3
 RECORD = "isoflop"  # the key of an exported config.json that holds our own configuration
 
 # ----- which stock architecture -----
@@ -96,6 +97,11 @@ def hf_config(cfg: ModelConfig, eot: int | None) -> dict:
         }
     if kind == "llama":
         common["mlp_bias"] = cfg.bias
+    rope = {"rope_type": "default", "rope_theta": cfg.rope_theta}
+    if cfg.rope_scaling:
+        rope |= {"rope_type": "llama3", **dict(zip(SCALING, cfg.rope_scaling, strict=True))}
+        rope[SCALING[-1]] = int(rope[SCALING[-1]])
+        common["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
     return common | {
         "attention_bias": cfg.bias,
         "num_hidden_layers": cfg.n_layer,
@@ -108,7 +114,7 @@ def hf_config(cfg: ModelConfig, eot: int | None) -> dict:
         "hidden_act": GATED_ACT[cfg.activation],
         "rms_norm_eps": cfg.norm_eps,
         "rope_theta": cfg.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},  # from transformers 5 on
+        "rope_parameters": rope,  # from transformers 5 on
         "attention_dropout": 0.0,
     }
 
@@ -155,7 +161,10 @@ def _llama_fields(hf: dict, kind: str) -> tuple[dict, list[str]]:
     problems, heads, width = [], hf["num_attention_heads"], hf["hidden_size"]
     rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
     scaling = rope.get("rope_type", rope.get("type", "default"))
-    if scaling != "default":
+    scaled = None
+    if scaling == "llama3":
+        scaled = tuple(float(rope[name]) for name in SCALING)
+    elif scaling != "default":
         problems.append(f"rotary positions are scaled ({scaling})")
     head_size = hf.get("head_dim") or width // heads
     if head_size * heads != width:
@@ -173,7 +182,8 @@ def _llama_fields(hf: dict, kind: str) -> tuple[dict, list[str]]:
         n_layer=hf["num_hidden_layers"], n_head=heads, n_embd=width, block_size=context,
         n_kv_head=hf.get("num_key_value_heads") or heads, n_ffn=hf["intermediate_size"], norm="rmsnorm",
         norm_eps=hf.get("rms_norm_eps", 1e-6), activation=known.get(hf.get("hidden_act", "silu")), position="rope",
-        rope_theta=rope.get("rope_theta", hf.get("rope_theta", 10000.0)), bias=len(without_bias(hf)) < 3,
+        rope_theta=rope.get("rope_theta", hf.get("rope_theta", 10000.0)), rope_scaling=scaled,
+        bias=len(without_bias(hf)) < 3,
         qk_norm=kind == "qwen3", tied=hf.get("tie_word_embeddings", False),
     )  # fmt: skip
     return fields, problems
