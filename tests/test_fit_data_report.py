@@ -131,5 +131,8 @@ def test_refusals(tmp_path, capsys):
         assert not (tmp_path / "fit").exists()
     path = str(tmp_path / "1.csv")
     refused([path, "--compare"])
+    with pytest.raises(SystemExit):
+        fit.main([path, "--unique_tokens", "1e9"])
+    assert "add --law_of data" in capsys.readouterr().err
     assert fit.main([path, *DATA, "--bootstrap", "0", "--where", "unique_tokens / tokens <= 1"]) == 0
     assert json.loads((tmp_path / "fit" / "data" / "fit.json").read_text())["data"]["runs"] == 52

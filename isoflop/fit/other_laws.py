@@ -34,17 +34,21 @@ class OtherLaw:
 
 
 OTHER_LAWS: dict[str, OtherLaw] = {
-    "data": OtherLaw(data_report.fit, {"same_nd": "all"}, ("predict_flops", "unique_tokens")),
+    "data": OtherLaw(data_report.fit, {"same_nd": "all"}, ("predict_flops",)),
 }
 NAMES = ("loss", *OTHER_LAWS)  # the choices of --law_of
+OF_ONE = {"unique_tokens": "data"}  # options that only one of these laws has a use for
 
 
 def mistakes(options, defaults: dict) -> list[str]:
-    """What is wrong with the flags beside --law_of: those that only the law of the loss has a use for."""
-    if options.law_of not in OTHER_LAWS:  # loss, or unknown, which is said elsewhere
-        return []
-    takes = OTHER_LAWS[options.law_of].takes
+    """What is wrong with the flags beside --law_of: those that another law has a use for."""
     out = []
+    for name, law in OF_ONE.items():
+        if law != options.law_of and getattr(options, name) != defaults[name]:
+            out.append(f"--{name} is of no use to --law_of {options.law_of}; add --law_of {law}, or leave it out")
+    if options.law_of not in OTHER_LAWS:  # loss, or unknown, which is said elsewhere
+        return out
+    takes = OTHER_LAWS[options.law_of].takes
     for name in OF_LOSS:
         if name not in takes and getattr(options, name) != defaults[name]:
             out.append(f"--{name} is of no use to --law_of {options.law_of}; leave one of them out")
