@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, fields
 
 from isoflop.cli import Parser, UserError, run_main
 from isoflop.config import ModelConfig
+from isoflop.fit import data_report
 from isoflop.flops import count_params
 from isoflop.plan import commands, estimate, search, tables
 from isoflop.plan.config import PlanConfig, read_configs, read_model, with_entry
@@ -45,6 +46,7 @@ class Basis:
     laws: list[RangedLaw]
     machine: Machine
     memory: dict  # dtype and path of estimate_memory()
+    data_law: tuple | None = None  # of --data_law
 
 
 def make_parser() -> Parser:
@@ -72,7 +74,8 @@ def answer(parser, args, config: PlanConfig) -> tuple[dict, list[tables.Section]
     memory = {"dtype": "bfloat16", "path": "cuda" if on_gpu else "cpu"}
     if getattr(args, "dtype", "auto") == "float32":
         memory["dtype"] = "float32"
-    basis = Basis([load_law(text) for text in config.law], machine, memory)
+    data_law = data_report.load(config.data_law) if config.data_law else None
+    basis = Basis([load_law(text) for text in config.law], machine, memory, data_law)
     architecture = config.config or any(getattr(args, name, None) for name in ("preset", "depth", "n_layer", "n_embd"))
     closed_form = config.n_params or config.target_loss or (config.unique_tokens and config.tokens)
     if architecture or not (closed_form or config.flop_budget or config.days):
@@ -128,7 +131,15 @@ def plan_runs(parser, args, config: PlanConfig, basis: Basis):
         name = getattr(typed, "name", None) or typed.preset
         name = name or (f"depth {typed.depth}" if typed.depth else "this model")
         run = estimate.estimate_run(
-            name, cfg, planned.plan, planned.micro_batch_size, basis.laws, basis.machine, unique, **planned.memory
+            name,
+            cfg,
+            planned.plan,
+            planned.micro_batch_size,
+            basis.laws,
+            basis.machine,
+            unique,
+            basis.data_law,
+            **planned.memory,
         )
         estimates.append(run)
         command_lines.append(planned.commands)
@@ -215,7 +226,9 @@ def closed_forms(config: PlanConfig, basis: Basis):
         sections.insert(0, tables.of_verdicts([""], [numbers["chinchilla"]]))
         sections.insert(1, tables.of_losses([""], [predictions], warnings))
     if config.unique_tokens and config.tokens:
-        numbers["repeated"] = estimate.repeated(config.tokens, config.unique_tokens, config.n_params, vocab_size)
+        numbers["repeated"] = estimate.repeated(
+            config.tokens, config.unique_tokens, config.n_params, vocab_size, basis.data_law
+        )
         sections.append(tables.of_repeated([""], [numbers["repeated"]]))
     if config.target_loss:
         numbers["for_loss"] = estimate.compute_for_loss(basis.laws, config.target_loss, basis.machine, vocab_size)

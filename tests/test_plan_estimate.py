@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import json
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from helpers import FOUR_MODELS, FOUR_RUNS, plan_answer
 
 from isoflop import laws
 from isoflop.config import configure
+from isoflop.fit import data_report
 from isoflop.optim import hparams
 from isoflop.options import UserError
 from isoflop.plan import best_size, estimate
@@ -137,6 +139,42 @@ def test_repeated_data_in_a_run():
     n = run["loss"]["besiroglu"]["n"]
     expected = laws.PUBLISHED["besiroglu"].loss(n, run["repeated"]["effective_tokens"])
     assert run["loss"]["besiroglu"]["loss"] == pytest.approx(float(expected))
+
+
+def data_fit(tmp_path, **more):
+    """A fit.json of --law_of data with the letters of Muennighoff et al.'s law, effective tokens alone."""
+    law = laws.PUBLISHED["muennighoff"]
+    letters = {name: {"point": value} for name, value in (law.params | {"R_D": laws.R_D} | more).items()}
+    fit = {"input": {"n_convention": "n_params_total"}, "data": {"form": "effective", "letters": letters}}
+    path = tmp_path / "fit.json"
+    path.write_text(json.dumps(fit))
+    return path
+
+
+def test_repeated_data_by_a_fitted_law(tmp_path):
+    """A law of the published letters says of tokens what the published law says."""
+    path, law = data_fit(tmp_path), laws.PUBLISHED["muennighoff"]
+    flags = ["--tokens", 50e9, "--unique_tokens", 5e9, "--data_law", path]
+    answer = plan_answer(*flags, "--n_params", 1e9)["repeated"]
+    worth = float(laws.effective_tokens(50e9, 5e9))
+    assert answer["effective_tokens"] == pytest.approx(worth, rel=1e-3)
+    assert answer["most"] == pytest.approx(5e9 * (1 + laws.R_D), rel=0.01)
+    assert answer["loss"] == pytest.approx(float(law.loss(1e9, worth)), rel=1e-9)
+    assert answer["loss_if_all_new"] == pytest.approx(float(law.loss(1e9, 50e9)), rel=1e-9)
+    run = plan_answer("--n_layer", 12, "--n_embd", 768, *flags)["configurations"][0]["repeated"]
+    assert run["effective_tokens"] == pytest.approx(worth, rel=1e-3)
+
+
+def test_laws_of_repeated_data_that_are_none(tmp_path):
+    flags = ["--tokens", "50e9", "--unique_tokens", "5e9", "--data_law"]
+    cases = [(tmp_path / "none.json", "can't be read"), (data_fit(tmp_path, A=-1.0), "holds no law of repeated data")]
+    for path, words in cases:
+        with pytest.raises(UserError, match=words):
+            data_report.load(path)
+    for more, words in ((flags, "add --n_params"), (flags[:2] + flags[4:], "add it, or leave this out")):
+        with pytest.raises((UserError, SystemExit)) as refused:
+            plan_answer(*more, data_fit(tmp_path))
+        assert words in str(refused.value) or refused.value.code == 2
 
 
 # ----- inference -----

@@ -194,11 +194,25 @@ class DataLaw:
         """Loss of n parameters on d tokens of which u are different; arrays broadcast."""
         return self.losses(self.theta[None], n, d, u)[0]
 
+    def new_tokens(self, n, d, u):
+        """Worth of d tokens of which u are different, in tokens that are all new: floats."""
+        new = np.geomspace(0.01 * min(u, d), d, 2001)
+        return float(np.interp(-self.loss(n, d, u), -self.loss(n, new, new), new))
+
     def losses(self, theta, n, d, u):
         """Losses under every row of theta (B, P): (B, ...) of the shape of n, d and u together."""
         n, d, u = np.broadcast_arrays(*(np.asarray(v, float) for v in (n, d, u)))
         runs = Runs(n.ravel(), d.ravel(), u.ravel(), self.mu)
         return np.exp(terms(self.form, theta, runs, False)[0]).reshape(len(theta), *n.shape)
+
+
+def from_letters(form, letters):
+    """The DataLaw of {letter: value} in plain N, D and U, without draws."""
+    base = [np.log(letters["A"]), np.log(letters["B"]), letters["alpha"], letters["beta"], np.log(letters["E"])]
+    for name in FORMS[form]:
+        value = letters[name.removeprefix("ln_")]
+        base.append(np.log(value) if name.startswith("ln_") else value)
+    return DataLaw(form, np.array(base, float), np.zeros(3), np.zeros((0, len(base))), 0.0, 0, 0.0)
 
 
 def letters_of(form, theta, mu):

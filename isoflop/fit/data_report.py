@@ -8,8 +8,9 @@ import numpy as np
 
 from isoflop import laws
 from isoflop.display import estimate, fixed, flops, markdown_table, percent, si, sig
+from isoflop.files import read_json
 from isoflop.fit.axes import COLOURS, colour_bar, figure, legend, log_axis, loss_axis, size_tick, span
-from isoflop.fit.data_law import DRAWS, ONCE, fit_data_law, same_texts
+from isoflop.fit.data_law import DRAWS, ONCE, fit_data_law, from_letters, same_texts
 from isoflop.fit.huber import PERCENTILES
 from isoflop.options import UserError
 
@@ -86,6 +87,26 @@ def published(table, unique):
     spread = ((table.loss - table.loss.mean()) ** 2).sum()
     error = np.abs(np.log(table.loss / loss)).mean()
     return {"error": float(error), "r2": float(1.0 - (off**2).sum() / spread), "R_D": laws.R_D, "R_N": laws.R_N}
+
+
+def load(path):
+    """The law in a fit.json of --law_of data and how its N is counted; UserError where the file holds none."""
+    flag = f"--data_law {path}"
+    try:
+        result = read_json(path)
+        section = result["data"]
+        letters = {name: float(value["point"]) for name, value in section["letters"].items()}
+        with np.errstate(invalid="ignore", divide="ignore"):
+            law = from_letters(section["form"], letters)
+        if not np.isfinite(law.theta).all():
+            raise ValueError("a letter is no number")
+        return law, str(result["input"]["n_convention"])
+    except OSError as error:
+        raise UserError(
+            f"{flag} can't be read ({error.strerror}); fit.py --law_of data writes it to fit/data/"
+        ) from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{flag} holds no law of repeated data; name the fit.json of fit.py --law_of data") from None
 
 
 # ----- answers -----

@@ -28,6 +28,7 @@ class PlanConfig:
     law: tuple[str, ...] = option(
         ("besiroglu", "hoffmann"), "first one ranks; also fit.json, E=..,A=..", group="laws and search"
     )
+    data_law: str | None = option(None, "for --unique_tokens: fit.json of fit.py --law_of data", metavar="PATH")
     family: str = option("default", "preset whose sizes are searched")
     exact: bool = option(True, "count attention in the search's FLOPs, not just 6ND")
     top: int = option(6, "rows of the search's tables", above=0, max=1000)
@@ -53,6 +54,8 @@ class PlanConfig:
             more.append(f"--days {self.days:g} needs a speed: --gpu, --peak_flops or --measured")
         if self.days and self.flop_budget:
             more.append("--days and --flop_budget both give the compute; leave one out")
+        if self.data_law and not self.unique_tokens:
+            more.append(f"--data_law {self.data_law} is for --unique_tokens; add it, or leave this out")
         check(self, more)
 
 

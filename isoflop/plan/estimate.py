@@ -3,13 +3,15 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from isoflop import laws
 from isoflop.config import ModelConfig
 from isoflop.display import sig
 from isoflop.flops import count_params, flops_per_token, flops_per_token_exact, param_table
 from isoflop.optim import hparams
 from isoflop.options import UserError
-from isoflop.plan.law import RangedLaw, load_law
+from isoflop.plan.law import RangedLaw, count_of, load_law
 from isoflop.plan.machine import Bill, Machine
 from isoflop.plan.memory import Memory
 
@@ -75,7 +77,7 @@ def verdict(n: float, tokens: float, tokens_per_step: float | None = None) -> Ve
 
 def estimate_run(
     name: str, cfg: ModelConfig, plan, micro_batch_size: int, ranged_laws: list[RangedLaw], machine: Machine,
-    unique: float | None = None, **settings,
+    unique: float | None = None, data_law=None, **settings,
 ) -> RunEstimate:  # fmt: skip
     """All estimates of one run.
 
@@ -83,12 +85,14 @@ def estimate_run(
     ----------
     plan : the RunPlan of train.plan.resolve().
     unique : different tokens among plan.tokens; None where nothing repeats.
+    data_law : (DataLaw, how its N is counted) of fit.data_report.load(); None for Muennighoff et al.'s.
     settings : dtype, path and the further arguments of estimate_memory().
     """
     counts, table = count_params(cfg), param_table(cfg)
     tokens, worth, repetition = plan.tokens, plan.tokens, None
     if unique:
-        repetition = repeated(tokens, unique, counts["total"], cfg.vocab_size)
+        n = counts["total"] if data_law is None else counts[count_of(data_law[1])]
+        repetition = repeated(tokens, unique, n, cfg.vocab_size, data_law)
         worth = repetition["effective_tokens"]
     losses, warnings = predict(ranged_laws, counts, counts["total"], worth, cfg.vocab_size)
     rate_notes = []
@@ -208,12 +212,15 @@ def tokens_for_size(ranged_laws, n: float, machine: Machine, vocab_size: int) ->
     return {"n": n, "answers": answers, "warnings": warnings}
 
 
-def repeated(tokens: float, unique: float, n: float | None, vocab_size: int) -> dict:
+def repeated(tokens: float, unique: float, n: float | None, vocab_size: int, data_law=None) -> dict:
     """What `tokens` tokens of which `unique` are different are worth; with n parameters also the loss.
 
-    Muennighoff et al. 2023, arXiv:2305.16264. A loss above ln V is None.
+    By Muennighoff et al. 2023, arXiv:2305.16264, or by data_law (see estimate_run), which needs n. A loss above ln V is
+    None.
     """
     unique = min(unique, tokens)
+    if data_law is not None:
+        return repeated_by(data_law[0], tokens, unique, n, vocab_size)
     out = {
         "tokens": tokens,
         "unique_tokens": unique,
@@ -225,6 +232,27 @@ def repeated(tokens: float, unique: float, n: float | None, vocab_size: int) -> 
         losses = laws.repeated_loss(n, tokens, unique), laws.PUBLISHED["muennighoff"].loss(n, tokens)
         for key, loss in zip(("loss", "loss_if_all_new"), losses, strict=True):
             out[key] = float(loss) if loss <= math.log(vocab_size) else None
+    return out
+
+
+def repeated_by(law, tokens: float, unique: float, n: float | None, vocab_size: int) -> dict:
+    """repeated() by a DataLaw."""
+    if n is None:
+        raise UserError(
+            "--data_law needs a size: by a fitted law a repeated token's worth may depend on N; add --n_params"
+        )
+    worth = [law.new_tokens(n, epochs * unique, unique) for epochs in np.geomspace(1.0, 1000.0, 100)]
+    out = {
+        "tokens": tokens,
+        "unique_tokens": unique,
+        "epochs": tokens / unique,
+        "effective_tokens": law.new_tokens(n, tokens, unique),
+        "most": max(worth),
+        "law": law.form,
+    }
+    for key, different in (("loss", unique), ("loss_if_all_new", tokens)):
+        loss = float(law.loss(n, tokens, different))
+        out[key] = loss if loss <= math.log(vocab_size) else None
     return out
 
 

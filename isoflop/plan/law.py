@@ -73,17 +73,17 @@ def load_law(law) -> RangedLaw:
     if isinstance(law, RangedLaw):
         return law
     if isinstance(law, (laws.Law, laws.KaplanLaw)):
-        return RangedLaw(law.source or "law", law, _count(law.convention), {})
+        return RangedLaw(law.source or "law", law, count_of(law.convention), {})
     if str(law).endswith(".json"):
         return read_fit(law)
     law = laws.published_name(law)
     parsed = laws.parse_law(law)
     if isinstance(parsed, laws.Law):
         _check_constants(f"--law {law}", parsed.params)
-    return RangedLaw(law, parsed, _count(parsed.convention), laws.RANGES.get(law, {}))
+    return RangedLaw(law, parsed, count_of(parsed.convention), laws.RANGES.get(law, {}))
 
 
-def _count(convention: str) -> str:
+def count_of(convention: str) -> str:
     """The key of count_params() that the text names; total where it names none."""
     text = convention.replace("-", "_")
     for key in CONVENTIONS:
@@ -116,7 +116,7 @@ def read_fit(path) -> RangedLaw:
     _check_constants(flag, values)
     convention = _member(source, "n_convention", str, flag)
     law = laws.Law(**values, convention=convention, source=str(path))
-    return RangedLaw("/".join(Path(path).parts[-2:]), law, _count(convention), _fitted_range(fit, flag))
+    return RangedLaw("/".join(Path(path).parts[-2:]), law, count_of(convention), _fitted_range(fit, flag))
 
 
 def _fitted_range(fit: dict, flag: str) -> dict:

@@ -168,10 +168,12 @@ def of_repeated(names: list[str], answers: list[dict]) -> Section:
         ("epochs", lambda answer: fixed(answer["epochs"], 2)),
         ("worth, in new tokens", lambda answer: si(answer["effective_tokens"])),
         ("most that repeating can give", lambda answer: si(answer["most"])),
-        ("loss by their law", lambda answer: fixed(answer.get("loss"), 3)),
+        ("loss by this law", lambda answer: fixed(answer.get("loss"), 3)),
         ("  were all new", lambda answer: fixed(answer.get("loss_if_all_new"), 3)),
     ]
-    return _columns("Repeated data (Muennighoff et al. 2023)", names, answers, rows)
+    source = answers[0].get("law")
+    source = "Muennighoff et al. 2023" if source is None else f"--data_law, form {source}"
+    return _columns(f"Repeated data ({source})", names, answers, rows)
 
 
 def of_losses(names: list[str], predictions: list[dict], warnings: list[str]) -> Section:
