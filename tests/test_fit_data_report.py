@@ -55,7 +55,7 @@ def test_worth_of_epochs(laws_of):
     law = laws_of["effective"]
     half, turn = data_report.worth_of_epochs(law, law.theta[None], [1e8], 1e9)
     assert half[0] == pytest.approx(1 + law.letters["R_D"] * np.log(2), rel=0.05)
-    assert turn[0] > 300
+    assert turn[0] == np.inf  # flat in the end, it never rises
     law = laws_of["excess"]
     half, turn = data_report.worth_of_epochs(law, law.theta[None], [5e8], 1e8)
     d = 1e8 * np.array([0.93, 1.0, 1.07]) * turn[0]

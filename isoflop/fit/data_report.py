@@ -46,7 +46,10 @@ def fit(table, options, targets):
         "runs": law.n_rows, "backtests": law.backtests, "published": published(table, unique), "answers": answers,
         "largest_c": table.c.max(),
     }  # fmt: skip
-    said = [row for row in table.info["warnings"] if row["code"] != "epochs"]  # what it warns of is what is fitted here
+    said = []
+    for row in table.info["warnings"]:  # repeats, and texts that differ, are what is fitted here
+        if row["code"] != "epochs" and " differ in data:" not in row["message"]:
+            said.append(row)
     table.info["warnings"] = said
     section["answer"] = [*lines(section), *(f"warning: {row['message']}" for row in said)]
 
@@ -165,7 +168,7 @@ def worth_of_epochs(law, theta, n, u):
         low = np.flatnonzero(np.diff(worth) < 0.5 * np.diff(d) * (1.0 - 1e-6))
         if len(low):
             half[i] = EPOCHS[low[0]]
-        if repeated.argmin() < len(d) - 1:
+        if repeated[-1] > repeated.min() * (1.0 + 1e-6):  # and not flat to the last digits
             turn[i] = EPOCHS[repeated.argmin()]
     return half, turn
 
