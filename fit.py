@@ -91,7 +91,7 @@ class Options:
         (), "optimum at these C (default: largest, 10x it)", group="predictions", above=0, below=MOST
     )
     unique_tokens: tuple[float, ...] = option(
-        (), "best N and epochs for so much text (--law_of data)", above=0, below=MOST
+        (), "best N and epochs for so much text (--law_of data)", above=0, max=1e18
     )
     predict_params: tuple[float, ...] = option((), "D for which these N are the best size", above=0, below=MOST)
     target_loss: tuple[float, ...] = option((), "C, N* and D* for these losses", above=0, max=1000)

@@ -20,7 +20,7 @@ RESUME_BYTES = 2**15  # between two resume points here, instead of 64 MiB: small
 MANY_POINTS = f"documents.RESUME_BYTES, sources.CHUNK_DOCS = {RESUME_BYTES}, 50"
 FULL = """
 def full(self, raw):
-    raise OSError(28, "No space left on device")
+    raise OSError(28, "No space left on device", "train.bin")
 resume_point = writer.SplitWriter.resume_point
 def then_full(self, point):
     resume_point(self, point)
