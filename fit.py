@@ -61,6 +61,8 @@ class Options:
     c_col: str | None = option(None, "column with C", metavar="NAME")
     loss_col: str | None = option(None, "column with the loss, nats per token", metavar="NAME")
     loss_se_col: str | None = option(None, "its standard error: weights the parametric fit", metavar="NAME")
+    lr_col: str | None = option(None, "--law_of hparams: column with the peak rate", metavar="NAME")
+    batch_col: str | None = option(None, "--law_of hparams: column with tokens per step", metavar="NAME")
     units: tuple[str, ...] = option((), "as n=M d=B c=PF-days loss=perplexity", metavar="UNIT")
     run_cols: tuple[str, ...] = option((), "columns that together name a run", metavar="NAME")
 
@@ -210,6 +212,7 @@ def fit_other_law(paths, options: Options) -> dict:
 def read_runs(paths, options: Options, **more) -> Table:
     """The table of runs; `more` goes before what options say of reading it."""
     columns = {**columns_of(options), "loss_se": options.loss_se_col}
+    columns |= {"lr": options.lr_col, "batch_tokens": options.batch_col}
     reading = {
         "units": options.units, "status": options.status, "run_cols": options.run_cols, "by": options.by,
         "rows_are_runs": options.rows_are_runs, "same_nd": options.same_nd, **more,

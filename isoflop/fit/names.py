@@ -38,6 +38,13 @@ NAMES = {
     "ratio": "tokens_per_param tokens_per_parameter d_n tpp token_param_ratio",
     "unique": "unique_tokens n_unique_tokens num_unique_tokens",
 }
+SETTINGS = {  # columns that laws of the hyper-parameters need (hparam_law.py)
+    "lr": "lr peak_lr learning_rate max_lr max_learning_rate base_lr lr_max learning_rates lrs",
+    "batch_tokens": "tokens_per_step batch_tokens tokens_per_batch batch_size_tokens global_batch_tokens",
+    "steps": "steps n_steps train_steps ti iters train_iters max_iters num_iterations total_steps max_steps num_steps "
+    "total_iters iterations",
+    "batch": "bs batch_size global_batch_size gbs batch",
+}
 SUMS = {("params_transformer", "params_lm_head"): "n"}  # nanochat: the N that its own scaling laws use
 WEAK = {  # tried after the usual names: patterns of a key, the more telling first
     "loss": (r"(val|eval|test|valid).*(loss|cross_?entropy|_ce)$", r"(loss|cross_?entropy(loss)?)$",
@@ -100,7 +107,7 @@ def candidates(role, header):
     keys = [keys_of(name) for name in header]
     found = []
     for rank in range(5):  # a column's own name before what is left of it without its unit
-        for usual in NAMES[role].split():
+        for usual in (NAMES | SETTINGS)[role].split():
             for i, own in enumerate(keys):
                 if rank < len(own) and own[rank] == key_of(usual):
                     found.append(i)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from isoflop.files import atomic, write_json, write_text
-from isoflop.fit import data_report
+from isoflop.fit import data_report, hparam_page
 from isoflop.fit.axes import RC
 from isoflop.fit.result import clean
 
@@ -35,9 +35,16 @@ class OtherLaw:
 
 OTHER_LAWS: dict[str, OtherLaw] = {
     "data": OtherLaw(data_report.fit, {"same_nd": "all"}, ("predict_flops",)),
+    "hparams": OtherLaw(
+        hparam_page.answer, {"same_nd": "all", "settings": hparam_page.WANTED}, takes=("predict_runs",)
+    ),
 }
 NAMES = ("loss", *OTHER_LAWS)  # the choices of --law_of
-OF_ONE = {"unique_tokens": "data"}  # options that only one of these laws has a use for
+OF_ONE = {
+    "unique_tokens": "data",
+    "lr_col": "hparams",
+    "batch_col": "hparams",
+}  # options that only one of these laws has a use for
 
 
 def mistakes(options, defaults: dict) -> list[str]:

@@ -12,8 +12,9 @@ import re
 
 import numpy as np
 
-from isoflop.fit.names import NAMES, key_of
-from isoflop.fit.values import number
+from isoflop.fit.names import NAMES, candidates, column, key_of
+from isoflop.fit.values import decimal_of, floats, number
+from isoflop.options import UserError
 
 SAME_ND = ("auto", "lowest", "mean", "all")
 END = 0.999  # of its training, from which a row is a run's last
@@ -57,6 +58,39 @@ class Codes:
 
     def usable(self, name):
         return len(self.of[name]) <= MOST_CODES
+
+
+def numbers_of(role, given, codes, coder):
+    """
+    (name of the column that plays a role of names.SETTINGS, its number in each run); (None, None) without one.
+
+    Parameters
+    ----------
+    role : str
+    given : str or None
+        The column's name from --ROLE_col.
+    codes : dict
+        Column -> codes of the runs.
+    coder : Codes
+
+    Raises
+    ------
+    UserError
+        The named column is not there.
+    """
+    header = list(codes)
+    found = candidates(role, header)
+    if given is not None:
+        i = column(header, given)
+        if i is None:
+            flag = role.removesuffix("_tokens")
+            raise UserError(f"--{flag}_col {given}: no such column; there are {', '.join(header)}")
+        found = [i]
+    if not found or not coder.usable(header[found[0]]):
+        return None, None
+    name = header[found[0]]
+    texts = list(coder.of[name])
+    return name, floats(texts, decimal_of(texts) or ".")[codes[name]]
 
 
 def groups(*keys):

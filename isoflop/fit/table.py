@@ -18,7 +18,7 @@ from isoflop.display import count
 from isoflop.fit.cells import Request, Seen, concatenate, names_of, read_rows
 from isoflop.fit.columns import CONVENTIONS
 from isoflop.fit.logs import find_logs, join_logs
-from isoflop.fit.rows import groups, share_nd
+from isoflop.fit.rows import groups, numbers_of, share_nd
 from isoflop.fit.units import NATS, parse_units, questions
 from isoflop.options import UserError
 
@@ -48,6 +48,7 @@ class Table:
     label: np.ndarray | None = None  # the series of each run, where `by` names their column
     epochs: np.ndarray | None = None  # how often a run saw its data, where the file says
     conventions: dict = field(default_factory=dict)  # name -> N in that convention
+    settings: dict = field(default_factory=dict)  # of names.SETTINGS, those that were asked for and are there
     curve: dict = field(default_factory=dict)  # run, n, d, c, loss of every row where runs have several
     info: dict = field(default_factory=dict)  # rows_read, rows_used, dropped, columns, notes, warnings, loss_unit
 
@@ -65,7 +66,8 @@ class Table:
             curve = {k: v[rows] for k, v in curve.items()}
             curve["run"] = new[curve["run"]]
         conventions = {k: v[keep] for k, v in self.conventions.items()}
-        return Table(**cut, conventions=conventions, curve=curve, info=self.info)
+        settings = {k: v[keep] for k, v in self.settings.items()}
+        return Table(**cut, conventions=conventions, settings=settings, curve=curve, info=self.info)
 
 
 # ----- from rows to runs -----
@@ -74,6 +76,7 @@ class Table:
 def read(
     paths, columns=None, where=(), exclude_flops_above=None, drop_top_loss=0, need_loss=True,
     *, status=(), units=(), run_cols=(), rows_are_runs=False, same_nd="auto", by=None,
+    settings=(),
 ):  # fmt: skip
     """
     Read runs from files.
@@ -104,6 +107,8 @@ def read(
         Of rows.SAME_ND: what is taken of runs that share N and D and differ in a setting.
     by : str, optional
         Column with the series of each run, for Table.label; "file": the name of its file.
+    settings : sequence of str
+        Of names.SETTINGS: columns whose numbers Table.settings is to hold, where they are there.
 
     Returns
     -------
@@ -135,6 +140,10 @@ def read(
     if need_loss:
         rows = _deduplicate(rows, seen)
     table, codes = _runs(rows)
+    for role in settings:
+        name, values = numbers_of(role, columns.get(role), codes, seen.codes)
+        if name is not None:
+            table.settings[role], seen.columns[role] = values, name
     if logs:
         seen.note(join_logs(table, list(logs.values())))
     if need_loss and not rows_are_runs:
