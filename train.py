@@ -108,7 +108,7 @@ def set_up(mc: ModelConfig, tc: TrainConfig, env: DistributedEnv, quiet: bool = 
     plan = resolve(mc, tc, env.size, len(tokens.train))
     loader = Loader(tokens.train, mc.block_size, tc.seed, tc.pack, tokens.meta["eot_token"])
     val_rows = validation_rows(tokens, mc.block_size, tc.val_tokens)
-    compute = compute_type(mc, tc, env)
+    compute = compute_type(tc, env)
     dtype = compute.name
     lengths = reader.token_bytes(tokens.folder)  # None where the tokenizer is unknown (nanoGPT's or llm.c's files)
     id_ = run_id(mc, tc, plan, dtype, tokens)
@@ -144,7 +144,7 @@ def set_up(mc: ModelConfig, tc: TrainConfig, env: DistributedEnv, quiet: bool = 
     )
 
 
-def compute_type(mc: ModelConfig, tc: TrainConfig, env: DistributedEnv) -> devices.ComputeType:
+def compute_type(tc: TrainConfig, env: DistributedEnv) -> devices.ComputeType:
     """The compute type of a run, the same on every rank. With --dtype auto, a run that is in out_dir keeps its own."""
     before = None
     if tc.dtype == "auto" and not tc.overwrite:
@@ -152,7 +152,7 @@ def compute_type(mc: ModelConfig, tc: TrainConfig, env: DistributedEnv) -> devic
     if before:
         found = devices.ComputeType(before, "folder")
     else:
-        found = devices.compute_type(tc.dtype, env.device, mc.n_embd)
+        found = devices.compute_type(tc.dtype, env.device)
     # Ranks time on their own: rank 0's answer is everyone's.
     bf16 = env.any(env.rank == 0 and found.name == "bfloat16")
     return found._replace(name="bfloat16" if bf16 else "float32")

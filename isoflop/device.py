@@ -27,7 +27,7 @@ def pick_device(requested: str) -> str:
 
 BF16_MARGIN = 1.1  # how much faster bf16 products must be than float32 ones: timings of one machine differ by less
 PROBE_S = 0.05  # seconds that the timing may take
-PROBE_FLOPS = 2**28  # of one turn of the timing: a millisecond or two
+TURNS = 5  # of each type at least, in the timing
 
 
 class ComputeType(NamedTuple):
@@ -37,23 +37,21 @@ class ComputeType(NamedTuple):
     source: str  # flag: --dtype; probe: timed on this CPU; device: what the GPU multiplies natively; folder: see sweep
 
 
-def compute_type(requested: str, device: str, width: int = 256) -> ComputeType:
+def compute_type(requested: str, device: str) -> ComputeType:
     """The compute type of --dtype; for "auto" bfloat16 where the device is faster with it, else float32.
 
-    That a CPU has instructions for bfloat16 doesn't make it faster: where it has, products are timed (once a process
-    and width). On a GPU the instructions decide.
+    That a CPU has instructions for bfloat16 doesn't make it faster: where it has, products are timed (once a process). On a GPU the instructions decide.
 
     Parameters
     ----------
     requested : auto, float32 or bfloat16.
-    width : n_embd of the model, for the shapes of the products.
     """
     if requested != "auto":
         return ComputeType(requested, "flag")
     if device == "cpu":
         if not cpu_has_bf16():
             return ComputeType("float32", "device")
-        return ComputeType(faster_type(time_products(width)), "probe")
+        return ComputeType(faster_type(time_products()), "probe")
     native = device.startswith("cuda") and torch.cuda.get_device_capability() >= (8, 0)
     return ComputeType("bfloat16" if native else "float32", "device")
 
@@ -67,29 +65,28 @@ def faster_type(seconds: dict[str, float]) -> str:
 
 
 @functools.cache
-def time_products(width: int) -> dict[str, float]:
-    """Median seconds, by type, of the products of an MLP `width` wide: (T, w) x (w, 4 w) and (T, 4 w) x (4 w, w).
+def time_products() -> dict[str, float]:
+    """Median CPU seconds, by type, of the products of an MLP 256 wide: (T, w) x (w, 4 w) and (T, 4 w) x (4 w, w).
 
-    The two types take turns, so that other work on the machine slows both; at least three turns, then until PROBE_S
-    are over. One thread: several wait for each other where the machine is busy, and the ratio is the same. Above 256
-    wide the ratio no longer changes.
+    One width for all models: every run of a machine has one type, and above 256 the ratio no longer changes. The two
+    types take turns, at least TURNS each, then until PROBE_S are over. One thread, and its own CPU time: on a busy
+    machine wall time is mostly the others', and chose either type.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    width = min(width, 256)
-    rows = min(2048, PROBE_FLOPS // (16 * width * width))
+    width, rows = 256, 256
     operands, seconds = {}, {"float32": [], "bfloat16": []}
     for name in seconds:
         dtype = getattr(torch, name)
         operands[name] = torch.ones(rows, width, dtype=dtype), torch.ones(width, 4 * width, dtype=dtype)
-    begun = time.perf_counter()
+    begun = time.thread_time()
     turn = 0
-    while turn < 4 or time.perf_counter() - begun < PROBE_S:
+    while turn <= TURNS or time.thread_time() - begun < PROBE_S:
         for name, (x, w) in operands.items():
-            start = time.perf_counter()
+            start = time.thread_time()
             (x @ w) @ w.T
             if turn:  # the first turn sets up the kernels
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(time.thread_time() - start)
         turn += 1
     torch.set_num_threads(threads)
     return {name: statistics.median(values) for name, values in seconds.items()}

@@ -12,7 +12,7 @@ def cpu(monkeypatch):
 
     def make(instructions: dict, **seconds):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
-        monkeypatch.setattr(device, "time_products", lambda width: seconds)
+        monkeypatch.setattr(device, "time_products", lambda: seconds)
 
     return make
 
@@ -43,9 +43,9 @@ def test_a_torch_that_can_t_tell_has_float32(monkeypatch):
 def test_the_timing_leaves_threads_as_they_were():
     threads = torch.get_num_threads()
     device.time_products.cache_clear()
-    seconds = device.time_products(24)
+    seconds = device.time_products()
     assert set(seconds) == {"float32", "bfloat16"} and min(seconds.values()) > 0
-    assert torch.get_num_threads() == threads and device.time_products(24) is seconds
+    assert torch.get_num_threads() == threads and device.time_products() is seconds
 
 
 def test_gpus_get_float32_weights_and_autocast():

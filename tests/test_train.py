@@ -171,7 +171,7 @@ def test_a_record_is_not_buried(toy_data, tmp_path):
         (["--flop_budget", "1e12x"], "1e12x"),
         (["--flop_budget", "1e9", "--n_embd", "100", "--n_head", "12"], "--n_embd 100 is not divisible by --n_head 12"),
         (["--flop_budget", "1e12", "--batch_size", "1e6"], "--batch_size 1000000"),
-        (["--flop_budget", "1e9", "--n_embds", "32"], "--n_embds"),
+        (["--flop_budget", "1e9", "--n_experts", "32"], "--n_experts"),
         (["--flop_budget", "1e9", "--block_size", "1e5"], "--block_size 100000"),
         (["--flop_budget", "1e9", "--device", "tpu"], "tpu"),
     ],
