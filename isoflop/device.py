@@ -40,7 +40,8 @@ class ComputeType(NamedTuple):
 def compute_type(requested: str, device: str) -> ComputeType:
     """The compute type of --dtype; for "auto" bfloat16 where the device is faster with it, else float32.
 
-    That a CPU has instructions for bfloat16 doesn't make it faster: where it has, products are timed (once a process). On a GPU the instructions decide.
+    That a CPU has instructions for bfloat16 doesn't make it faster: where it has, products are timed (once a process).
+    On a GPU the instructions decide.
 
     Parameters
     ----------
