@@ -123,15 +123,8 @@ def read(
     columns = {role: name for role, name in (columns or {}).items() if name}
     where = [where] if isinstance(where, str) else list(where)
     request = Request(columns, where, need_loss, tuple(status), parse_units(units), tuple(run_cols), rows_are_runs, by)
-    logs = find_logs(paths)
-    seen, parts = Seen(), []
-    tables = [path for path in paths if path not in logs]
-    names = names_of(tables) if len(tables) > 1 else {}
-    for path in tables:
-        parts.append(read_rows(path, request, seen, names.get(path, "")))
-    rows = concatenate(parts)
-    if _columns_lost(parts, rows):
-        seen.note("the files have different columns; only the common ones are used")
+    logs, seen = find_logs(paths), Seen()
+    rows = _rows_of([path for path in paths if path not in logs], request, seen)
     if not len(rows["n"]):
         raise UserError(_nothing_usable(paths, seen))
     seen.note(seen.said_of_status())
@@ -148,6 +141,29 @@ def read(
         seen.note(join_logs(table, list(logs.values())))
     if need_loss and not rows_are_runs:
         table = _one_of_each_pair(table, codes, same_nd, seen)
+    table = _leave_out_asked(table, exclude_flops_above, drop_top_loss, seen)
+    if not len(table.n):
+        raise UserError(f"{', '.join(paths)}: every run was left out ({seen.reasons()})")
+    if need_loss:
+        _question(table, seen)
+    table.info = _info(table, paths, seen)
+    return table
+
+
+def _rows_of(tables, request, seen):
+    """The rows of all files in one dict of columns."""
+    parts = []
+    names = names_of(tables) if len(tables) > 1 else {}
+    for path in tables:
+        parts.append(read_rows(path, request, seen, names.get(path, "")))
+    rows = concatenate(parts)
+    if _columns_lost(parts, rows):
+        seen.note("the files have different columns; only the common ones are used")
+    return rows
+
+
+def _leave_out_asked(table, exclude_flops_above, drop_top_loss, seen):
+    """The table without the runs that two flags leave out."""
     if exclude_flops_above is not None:
         mask = table.c > exclude_flops_above * (1 + 1e-9)
         table = _leave_out(table, mask, "above --exclude_flops_above", seen)
@@ -155,11 +171,6 @@ def read(
         order = np.argsort(-table.loss, kind="stable")[:drop_top_loss]
         mask = np.isin(np.arange(len(table.n)), order)
         table = _leave_out(table, mask, f"one of --drop_top_loss {drop_top_loss}", seen)
-    if not len(table.n):
-        raise UserError(f"{', '.join(paths)}: every run was left out ({seen.reasons()})")
-    if need_loss:
-        _question(table, seen)
-    table.info = _info(table, paths, seen)
     return table
 
 
