@@ -253,7 +253,7 @@ def test_dry_run_writes_nothing(undisturbed, tmp_path, script):
     [
         (["--n_embds", "8", "16", "--n_layers", "1"], "--n_layers has 1 values and --n_embds 2"),
         (["--n_layers", "1", "2"], "--n_layers is paired with --n_embds"),
-        (["--n_embd", "8"], "--n_embd"),
+        (["--n_experts", "8"], "--n_experts"),
         (["--flop_budgets", "0"], "--flop_budgets 0"),
         (["--flop_budgets", "1e12x"], "1e12x"),
         (["--flop_budgets", "nan"], "--flop_budgets nan"),

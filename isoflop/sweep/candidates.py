@@ -183,7 +183,7 @@ class Menu:
     """
     The cells that can be chosen now, and what each costs once others are taken.
 
-    A cell that has run, or failed, is there with the next seed. Where memory ran out, sizes as large are not.
+    A cell that has run is there with the next seed, but not of a service, which has none. Where memory ran out, sizes as large are not.
 
     Parameters
     ----------
@@ -202,6 +202,8 @@ class Menu:
             while cell.run_id in have and cell.run_id not in failed:
                 replicate += 1
                 cell = design._cell(cell.size, cell.flop_budget, cell.seed + 1)
+            if replicate and design.sc.api:  # a service has no seeds: it would give the same loss again
+                continue
             if cell.run_id not in failed and cell.plan.n_params < too_large:
                 self.cells.append(cell)
                 self.replicates.append(replicate)
