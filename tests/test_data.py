@@ -62,6 +62,7 @@ def test_round_trip(tmp_path, tokenizer, vocab):
         assert counts["sha256"] == hashlib.sha256((folder / f"{split}.bin").read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_stdlib_corpus(tmp_path):
     folder = data_folder(tmp_path, source="stdlib")
     found, meta = documents_of(folder), open_data(folder).meta

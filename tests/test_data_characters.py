@@ -34,6 +34,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_on_characters_is_sampled_and_exported(run, capsys):
     out = str(run / "run")
     assert sample.main(["--ckpt", out, "--prompt", "a na", "--max_new_tokens", "5"]) == 0

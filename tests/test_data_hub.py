@@ -106,6 +106,7 @@ def test_refused(tmp_path):
     assert "refused" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, says", [("silent", "no answer within 4 s"), ("dies", "failed (")])
 def test_a_hub_that_fails(waiting, name, says):
     folder, future = waiting[name]

@@ -216,6 +216,7 @@ def test_mistakes_in_foreign_folders(tmp_path, capsys, wrong):
     assert all(part in message for part in WRONG[wrong]) and "\n" not in message and str(tmp_path) in message
 
 
+@pytest.mark.slow
 def test_trains(tmp_path, script):
     nanogpt(tmp_path, 300, n=60_000, vocab_size=300, dtype="uint16")
     flags = "--n_embd 32 --n_layer 1 --block_size 32 --max_iters 3 --val_tokens 640 --json --out_dir".split()

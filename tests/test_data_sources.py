@@ -82,6 +82,7 @@ def test_standard_input(tmp_path):
     assert open_data(tmp_path / "d").meta["dropped"] == {"duplicate": 0, "empty": 0, "not_text": 1}
 
 
+@pytest.mark.slow
 def test_installed_packages_are_a_source(tmp_path):
     names = [str(path) for path in sources.installed_files()]
     assert len(names) > len(sources.stdlib_files()) and any("numpy" in name for name in names)

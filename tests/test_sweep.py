@@ -115,6 +115,7 @@ def test_branches_share_their_trunk_s_steps(toy_data, tmp_path):
         assert r["flops"] == str(alone.flops) and float(r["flops_spent"]) < 0.25 * alone.flops
 
 
+@pytest.mark.slow
 def test_rates_are_probed_at_both_ends_and_read_between(toy_data, tmp_path):
     flags = ["--flop_budgets", "5e7", *SMALL_SIZES, "--data_dir", toy_data, "--out_dir", tmp_path / "out", "--tune_lr"]
     assert run_sweep(*flags) == 0

@@ -43,6 +43,7 @@ def collected(capsys, *flags) -> tuple[int, str, str]:
     return status, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_every_run_is_taken_once(swept, pile, tmp_path, capsys):
     folder, flags = swept
     both = ["--collect", pile / "host0", pile / "host1", pile]

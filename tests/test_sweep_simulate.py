@@ -73,6 +73,7 @@ def test_sizes_follow_the_sweep_s_own_fits(simulated):
     assert 8 < ns[-1] / ns[0] < 32, "two doublings either side"
 
 
+@pytest.mark.slow
 def test_the_cap_stops_before_the_cell_that_breaks_it(tmp_path, capsys):
     flags = ["--simulate", LAW, *GRID, "--n_embds", 320, 512, 768, "--out_dir", tmp_path / "out"]
     assert run_sweep(*flags, "--total_flops", 2e19) == 1
@@ -88,6 +89,7 @@ def test_the_cap_stops_before_the_cell_that_breaks_it(tmp_path, capsys):
     assert run_sweep(*flags) == 0 and len(rows_of(tmp_path / "out")) == 15
 
 
+@pytest.mark.slow
 def test_seeds_make_a_noise_floor_that_weighs_the_fit(tmp_path, capsys):
     out = tmp_path / "out"
     flags = ["--simulate", LAW, "--noise", ".01", *GRID, "--n_embds", 320, 512, 768, 1024, "--seeds", 0, 1, 2]

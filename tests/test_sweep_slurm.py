@@ -85,6 +85,7 @@ def arrays(fake) -> list[str]:
     return re.findall(r"--array=(\S+) --chdir", (fake / "calls").read_text())
 
 
+@pytest.mark.slow
 def test_an_array_leaves_the_sweep_s_own_rows(swept, fake, tmp_path, capsys, monkeypatch):
     folder, flags = swept
     monkeypatch.setattr(slurm, "most_tasks", lambda: 3)

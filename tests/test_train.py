@@ -52,6 +52,7 @@ def test_record_and_files(toy_data, tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == left
 
 
+@pytest.mark.slow
 def test_one_cell_has_one_loss(toy_data, tmp_path, script):
     """Through train(), twice in one process, and through the command line: to the bit."""
     torch.set_num_threads(1)
