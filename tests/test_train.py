@@ -208,10 +208,8 @@ def test_unwritable_out_dir_and_truncated_bin(toy_data, tmp_path, capsys):
 # ----- several processes -----
 
 
-@pytest.mark.parametrize(
-    "length",
-    [["--max_iters", 20, "--total_batch_size", 256], pytest.param(["--flop_budget", 5e8], marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [["--max_iters", 20, "--total_batch_size", 256], ["--flop_budget", 5e8]])
 def test_several_processes_train_the_same_model(toy_data, tmp_path, script, length):
     """With a batch over all processes: --total_batch_size, or the rule's, here of 4 sequences."""
     flags = ["train.py", *SMALL_FLAGS, *length, "--data_dir", toy_data, "--dtype", "float32", "--log_every", 1]

@@ -183,7 +183,8 @@ class Menu:
     """
     The cells that can be chosen now, and what each costs once others are taken.
 
-    A cell that has run is there with the next seed, but not of a service, which has none. Where memory ran out, sizes as large are not.
+    A cell that has run is there with the next seed, but not of a service, which has none. Where memory ran out, sizes
+    as large are not.
 
     Parameters
     ----------
