@@ -39,11 +39,10 @@ def test_what_fails_while_reading_fails_the_step(threaded):
 
 
 def test_a_closed_reader_ends_its_thread():
-    before = threading.active_count()
+    before = set(threading.enumerate())
     batches = Batches(Loader(np.arange(3000), 16), 0, 4, 4, 10**6, "cpu", threaded=True)
     next(batches)
+    (mine,) = (t for t in set(threading.enumerate()) - before if t.name.endswith("(work)"))
     batches.close()
-    for thread in threading.enumerate():
-        if thread.name.endswith("(work)"):
-            thread.join(5)
-    assert threading.active_count() == before
+    mine.join(5)
+    assert not mine.is_alive()
