@@ -28,7 +28,7 @@ JOBS = {  # @ is the disk, good/ the inputs, > the file that stdout goes to
     "train": f"train --data_dir good/data --out_dir @/run --ckpt_every 1 {RUN}",
     "resume": f"train --data_dir good/data --out_dir @/run --ckpt_every 1 --resume {RUN}",
     "sweep": "sweep --data_dir good/data --flop_budgets 1e6 2e6 --n_embds 8 16 --block_size 16 --val_tokens 64 "
-    "--device cpu --out_dir @/sweep",
+    "--device cpu --allow_few_steps --out_dir @/sweep",
     "simulate": "sweep --simulate hoffmann --flop_budgets 1e18 1e19 --sizes 3 --out_dir @/sweep",
     "sample": "sample --ckpt good/ckpt --max_new_tokens 40 > @/text.txt",
     "eval": "eval --ckpt good/ckpt --data_dir good/data --val_tokens 64 --device cpu --out @/scores.jsonl",
