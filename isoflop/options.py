@@ -230,7 +230,8 @@ def problems(config) -> list[str]:
     found = []
     for f in options_of(config):
         value = getattr(config, f.name)
-        if value is None and ("None" in str(f.type) or type_of(f) is str):
+        text = type_of(f) is str and not f.metadata["choices"]
+        if value is None and ("None" in str(f.type) or text):
             continue
         values = (value,)
         if is_many(f) and isinstance(value, (tuple, list)):
