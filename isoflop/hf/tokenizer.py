@@ -163,6 +163,9 @@ def from_folder(folder: Path) -> tuple[dict | None, str]:
         hf = read_json(whole)
         if not isinstance(hf, dict) or not isinstance(hf.get("model"), dict):
             raise UserError(f"{whole} is not a tokenizer.json of Hugging Face's")
+        added = hf.get("added_tokens") or []
+        if not isinstance(added, list) or not all(is_token(token) for token in added):
+            raise UserError(f"{whole}: added_tokens must be a list of tokens, each with content and id")
     elif vocab.exists():  # GPT-2's first files; its merges are in the order of its ids
         hf = {"model": {"type": "BPE", "vocab": read_json(vocab)}, "pre_tokenizer": BYTE_LEVEL}
     else:
@@ -180,6 +183,11 @@ def from_folder(folder: Path) -> tuple[dict | None, str]:
         return None, "its tokenizer has no end-of-text token that is known here"
     n_vocab = max(len(hf["model"].get("vocab") or {}), 1 + max(specials.values()))
     return {"name": name, "hf": hf, "eot": eot, "n_vocab": n_vocab}, "its tokenizer needs the tokenizers package"
+
+
+def is_token(entry) -> bool:
+    """Whether an entry of added_tokens has a text and an id."""
+    return isinstance(entry, dict) and isinstance(entry.get("content"), str) and isinstance(entry.get("id"), int)
 
 
 def own_spec(hf: dict, name: str) -> dict | None:
