@@ -82,9 +82,6 @@ class DistributedEnv:
             dist.barrier()
 
 
-World = DistributedEnv  # the former name
-
-
 @contextlib.contextmanager
 def launch(device: str = "auto") -> Iterator[DistributedEnv]:
     """The distributed environment of this process; joins torchrun's process group and leaves it. Alone, a no-op.
@@ -129,9 +126,6 @@ def launch_command() -> list[str]:
     if nodes != "1":
         words += [f"--nnodes={nodes}", "--rdzv_backend=c10d", "--rdzv_endpoint=HOST:PORT"]
     return [*words, f"--nproc_per_node={os.environ.get('LOCAL_WORLD_SIZE', '1')}"]
-
-
-launcher = launch_command  # the former name
 
 
 def resume_command(argv: list[str]) -> str:

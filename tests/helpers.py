@@ -225,12 +225,22 @@ def quick_fits(patch):
     patch.setattr(sweep.fit, "run", lambda paths, **more: whole(paths, **more | {"plots": False, "bootstrap": 400}))
 
 
+def finished_sweep(folder, flags: list) -> tuple:
+    """(folder, flags) of a sweep that has ended there, fitted quickly; the flags end with --out_dir."""
+    import pytest
+
+    with pytest.MonkeyPatch.context() as patch:
+        quick_fits(patch)
+        assert run_sweep(*flags, folder) == 0
+    return folder, flags
+
+
 def sweep_planner(folder, flags=None, vocab_size=512):
     """A Planner without a text."""
-    from isoflop.distributed import World
+    from isoflop.distributed import DistributedEnv
     from isoflop.sweep.cells import Planner, stand_in
 
-    return Planner(str(folder), flags or {}, stand_in(vocab_size, "trained"), World())
+    return Planner(str(folder), flags or {}, stand_in(vocab_size, "trained"), DistributedEnv())
 
 
 def run_for_ever(mc, tc, start, keep, world, stop):

@@ -97,7 +97,9 @@ def test_bits_per_byte_by_hand(tmp_path, tokenizer):
     torch.manual_seed(0)
     model = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=32, block_size=T, vocab_size=opened.meta["vocab_size"]))
     spelled = torch.from_numpy(token_bytes(folder))
-    got = validation.evaluate(model, opened, spelled, rows, distributed.World(), torch.autocast("cpu", enabled=False))
+    got = validation.evaluate(
+        model, opened, spelled, rows, distributed.DistributedEnv(), torch.autocast("cpu", enabled=False)
+    )
     nats, text, decode = 0.0, b"", load_tokenizer(folder).decode_single_token_bytes
     for r in range(rows):
         window = np.asarray(opened.val[r * T : (r + 1) * T + 1]).astype(np.int64)

@@ -12,7 +12,7 @@ from helpers import rows_of
 
 import sweep
 from isoflop.data import reader
-from isoflop.distributed import World
+from isoflop.distributed import DistributedEnv
 from isoflop.laws import PUBLISHED
 from isoflop.options import UserError
 from isoflop.sweep import ablation
@@ -27,7 +27,7 @@ CONFIG = sweep.SweepConfig(
 
 @pytest.fixture
 def planner(toy_data, tmp_path):
-    return Planner(str(tmp_path), {**FLAGS, "data_dir": toy_data}, reader.open_data(toy_data), World())
+    return Planner(str(tmp_path), {**FLAGS, "data_dir": toy_data}, reader.open_data(toy_data), DistributedEnv())
 
 
 def differs(a, b):

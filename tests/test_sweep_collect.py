@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from helpers import SMALL_SIZES, losses_of, quick_fits, rows_of, run_sweep
+from helpers import SMALL_SIZES, finished_sweep, losses_of, quick_fits, rows_of, run_sweep
 
 BUDGETS = ["--flop_budgets", "1e8", "2e8"]
 
@@ -19,10 +19,7 @@ def swept(toy_data, tmp_path_factory):
     """(folder, flags) of a sweep of 8 cells."""
     folder = tmp_path_factory.mktemp("swept") / "out"
     flags = [*BUDGETS, *SMALL_SIZES, "--data_dir", toy_data, "--out_dir"]
-    with pytest.MonkeyPatch.context() as patch:
-        quick_fits(patch)
-        assert run_sweep(*flags, folder) == 0
-    return folder, flags
+    return finished_sweep(folder, flags)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import SMALL_SIZES, losses_of, quick_fits, row_of_ones, rows_of, run_sweep
+from helpers import SMALL_SIZES, finished_sweep, losses_of, quick_fits, row_of_ones, rows_of, run_sweep
 
 import sweep
 from isoflop.fit import table
@@ -23,9 +23,7 @@ def whole(toy_data, tmp_path_factory):
     out = tmp_path_factory.mktemp("hands") / "out"
     flags = ["--flop_budgets", "1e8", "--sizes", "2", "--lrs", "0.03", "0.05", "0.07", *SMALL_SIZES[10:]]
     flags += ["--data_dir", toy_data, "--parallel", "ddp", "--out_dir"]
-    with pytest.MonkeyPatch.context() as patch:
-        quick_fits(patch)
-        assert run_sweep(*flags, out) == 0
+    finished_sweep(out, flags)
     assert len(rows_of(out)) == 2 and len(rows_of(out, "probes.csv")) == 6
     return out, flags
 

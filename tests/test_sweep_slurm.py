@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from helpers import losses_of, quick_fits, rows_of, run_script, run_sweep, wait_for
+from helpers import finished_sweep, losses_of, quick_fits, rows_of, run_script, run_sweep, wait_for
 
 from isoflop.sweep import jobs, slurm
 from isoflop.sweep.results import ResultsFile
@@ -28,10 +28,7 @@ def swept(toy_data, tmp_path_factory):
     """(folder, flags) of a sweep of 4 cells, that ran here."""
     folder = tmp_path_factory.mktemp("swept") / "out"
     flags = [*BUDGETS, *SIZES, "--data_dir", toy_data, "--out_dir"]
-    with pytest.MonkeyPatch.context() as patch:
-        quick_fits(patch)
-        assert run_sweep(*flags, folder) == 0
-    return folder, flags
+    return finished_sweep(folder, flags)
 
 
 # ----- stand-ins -----

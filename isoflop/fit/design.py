@@ -56,7 +56,6 @@ from isoflop.fit.knowledge import (
     largest_of,
     width_of,
 )
-from isoflop.laws import Law
 from isoflop.options import UserError
 
 TIE = 0.02  # of the largest gain
@@ -325,8 +324,3 @@ def expected_grid_widths(law, target, spends, budgets=5, sizes=7, step=2.0, nois
         ends = [np.log(v[1] / v[0]) / 2 for v in (row.loss.pi95, row.n_opt.pi95, row.loss.ci95, row.n_opt.ci95)]
         out.append((budgets * sizes, Width(float(ends[2] / Z95), float(ends[3] / Z95), float(ends[0]), float(ends[1]))))
     return out
-
-
-def law_now(runs, candidates, prior=PUBLIC, seed=0) -> Law:
-    """The law that a choice starts from: the fit to the runs, or the prior's mean below three runs."""
-    return Knowledge(runs, candidates, prior, 2, seed).law

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from isoflop import device as devices
 from isoflop import display, gpus
 from isoflop.data.reader import TokenData
-from isoflop.distributed import World
+from isoflop.distributed import DistributedEnv
 from isoflop.options import UserError
 from isoflop.sweep.cells import Cell
 from isoflop.train.plan import FEW_STEPS, MANY_EPOCHS
@@ -114,7 +114,7 @@ def train_beside(cell: Cell, run_cell, device: str, core: int, ready):
             os._exit(1)
         return False
 
-    run_cell(cell.mc, cell.tc, None, (), World(device=device), stop)
+    run_cell(cell.mc, cell.tc, None, (), DistributedEnv(device=device), stop)
 
 
 @contextlib.contextmanager

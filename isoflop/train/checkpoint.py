@@ -36,8 +36,6 @@ WEIGHTS = "model.safetensors"
 DTYPES = ("float32", "bfloat16")
 KEPT = 2  # checkpoints of a run that stay: the last good one, and the one before it
 
-write = write_text  # the former name
-
 
 # ----- reading -----
 
