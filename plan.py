@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, fields
 
 from isoflop.cli import Parser, UserError, run_main
 from isoflop.config import ModelConfig
+from isoflop.constraints import read_constraints
 from isoflop.fit import data_report
 from isoflop.flops import count_params
 from isoflop.plan import commands, estimate, search, tables
@@ -189,8 +190,9 @@ def search_budget(parser, args, config: PlanConfig, basis: Basis):
     names = {f.name for f in fields(ModelConfig)}
     given = {name: value for name, value in vars(args).items() if name in names}
     ratio = config.tokens_per_param or estimate.CHINCHILLA
+    limits = read_constraints(config.constraints) if config.constraints else None
     found = search.search_architectures(
-        flops, basis.laws[0], config.family, given, ratio, exact, config.top, machine, **basis.memory
+        flops, basis.laws[0], config.family, given, ratio, exact, config.top, machine, limits, **basis.memory
     )
     numbers, sections = asdict(found), tables.of_search(found, machine)
     first = found.best[0]
@@ -203,6 +205,11 @@ def search_budget(parser, args, config: PlanConfig, basis: Basis):
     typed = {name: value for name, value in vars(args).items() if name not in ENDS}
     typed["preset"] = None if config.family == "default" else config.family
     end = {"tokens_per_param": first.tokens / count_params(first.cfg)["matmul"]}
+    if limits:
+        tc = parser.read(TrainConfig, argparse.Namespace(**typed), **end)
+        _, plan = limits.hold(tc, lambda changed: resolve(first.cfg, changed))
+        numbers["query"] = limits.query(first.cfg, plan.batch_size, plan.lr, flops)
+        return numbers, [*sections, tables.of_query(numbers["query"])]
     lines = plan_run(parser, argparse.Namespace(**typed), first.cfg, end, basis).commands
     numbers["commands"] = [lines]
     return numbers, [*sections, tables.of_commands(lines, "the first row")]

@@ -52,7 +52,9 @@ from isoflop.sweep import (
     jobs,
     money,
     power,
+    service,
     slurm,
+    submission,
     summary,
     workers,
 )
@@ -195,6 +197,7 @@ def default_text(out_dir: str) -> str:
 def set_up(sc: SweepConfig, flags: dict, env: DistributedEnv, stop) -> Job:
     """The planner, and where losses come from. Makes the embedded text where no other is named."""
     asked = None
+    sc, flags, constraints = service.under_constraints(sc, flags)
     if sc.simulate:
         asked = Simulation(sc.simulate, sc.noise)
     elif sc.api:
@@ -211,6 +214,7 @@ def set_up(sc: SweepConfig, flags: dict, env: DistributedEnv, stop) -> Job:
     if sc.nproc_per_node:
         env = dataclasses.replace(env, size=sc.nproc_per_node)
     planner, other = Planner(sc.out_dir, flags, tokens, env, source), None
+    planner.constraints = constraints
     if sc.other_vocab:
         other_flags = {**flags, "data_dir": sc.other_vocab}
         other = Planner(sc.out_dir, other_flags, reader.open_data(sc.other_vocab), env, source)
@@ -327,6 +331,9 @@ def finish(job: Job, results: ResultsFile, capped: str) -> int:
             print(ablation.report(out, rows))
         else:
             print(fit_text(sc, results))
+            if sc.api or sc.constraints:
+                used = job.asked.used if sc.api else None
+                print(submission.write(job.planner, results, sc.total_flops, used))
     except ValueError as error:
         print(f"no fit: {error}")
     print(summary.totals(results, bool(sc.ablation)))
@@ -451,6 +458,9 @@ def lead(sc: SweepConfig, flags: dict, env: DistributedEnv, stop) -> int:
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         job = set_up(sc, flags, env, stop)
         here.ask = job.ask
+        if sc.check:
+            print(service.check(job.asked, job.sc.total_flops))
+            return 0
         if sc.dry_run:
             show_dry_run(job, here)
             return 0

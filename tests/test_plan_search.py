@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from conftest import ROOT
 from helpers import plan_answer
 
 from isoflop import laws
@@ -12,6 +13,7 @@ from isoflop.options import UserError
 from isoflop.plan import make_machine, search_architectures
 from isoflop.plan.search import DEFAULT_BLOCK, architectures
 
+CS336 = str(ROOT / "docs" / "cs336_service.json")
 GIVEN = {"block_size": 2048, "vocab_size": 128000}
 
 
@@ -112,3 +114,20 @@ def test_mistakes_name_the_flag(more, words):
 
 def test_candidates_are_models():
     assert all(isinstance(cfg, ModelConfig) for cfg in architectures("gpt2", {}, 1e8))
+
+
+def test_a_service_s_constraints_hold_the_search():
+    found = plan_answer("--flop_budget", "1e19", "--law", "hoffmann", "--constraints", CS336)
+    assert found["convention"] == "non_embedding" and not found["exact"]
+    for row in found["best"]:
+        cfg = row["cfg"]
+        n = 12 * cfg["n_layer"] * cfg["n_embd"] ** 2
+        assert row["n"] == n and row["tokens"] == pytest.approx(1e19 / 6 / n)
+        assert 64 <= cfg["n_embd"] <= 1024 and 2 <= cfg["n_layer"] <= 24 and 2 <= cfg["n_head"] <= 16
+        assert (cfg["vocab_size"], cfg["block_size"]) == (32000, 512)
+    query = found["query"]
+    assert (query["d_model"], query["num_layers"]) == (
+        found["best"][0]["cfg"]["n_embd"],
+        found["best"][0]["cfg"]["n_layer"],
+    )
+    assert query["batch_size"] in (128, 256) and 1e-4 <= query["learning_rate"] <= 1e-3 and query["train_flops"] == 1e19

@@ -4,6 +4,8 @@ import http.server
 import itertools
 import json
 import os
+import shlex
+import sys
 import threading
 import time
 import urllib.parse
@@ -12,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from helpers import quick_fits, rows_of, run_sweep
 
 from isoflop import laws
@@ -33,6 +36,7 @@ class Stub(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.cache, self.used, self.asked, self.next = {}, 0.0, 0, []
+        self.strict = False  # whether it runs what CS336's assignment 3 allows, and nothing else
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -65,11 +69,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(401, {"message": f"no such key {query.get('api_key')}"})
         if parts.path == "/total_flops_used":
             return self.answer(200, server.used)
-        if int(query["d_model"]) > 1000:
+        width, layers, heads = (int(query[name]) for name in ("d_model", "num_layers", "num_heads"))
+        if server.strict:
+            fine = 64 <= width <= 1024 and 2 <= layers <= 24 and 2 <= heads <= 16 and width % heads == 0
+            fine = fine and query["batch_size"] in ("128", "256") and 1e-4 <= float(query["learning_rate"]) <= 1e-3
+            if not fine or f"{float(query['train_flops']):.0e}"[0] not in "136":
+                return self.answer(422, {"message": "out of range"})
+        elif width > 1000:
             return self.answer(422, {"message": "d_model must be at most 1000"})
         key = json.dumps(query, sort_keys=True)
         if key not in server.cache:
-            n, c = 12 * int(query["num_layers"]) * int(query["d_model"]) ** 2, float(query["train_flops"])
+            n, c = 12 * layers * width**2, float(query["train_flops"])
             server.cache[key] = float(LAW.loss(n, c / 6 / n))
             server.used += c
         return self.answer(200, {"loss": server.cache[key], "total_flops_used": server.used})
@@ -179,6 +189,89 @@ def test_a_dead_service_is_one_line(server, sweep_flags, capsys):
     assert server.asked == api.TRIES
 
 
+# ----- a service's constraints -----
+
+CS336 = ["--constraints", ROOT / "docs" / "cs336_service.json"]
+
+
+@pytest.fixture
+def strict(server, tmp_path, monkeypatch):
+    """The flags of a sweep of a service that keeps to its constraints."""
+    quick_fits(monkeypatch)
+    server.strict = True
+    return ["--api", server.url, *CS336, "--out_dir", tmp_path / "out"]
+
+
+def test_the_cells_and_the_next_ones_obey_the_constraints(server, strict, capsys, monkeypatch):
+    flags = [*strict, "--sizes", 4, "--flop_budgets", 1e15, 3e15, 1e16, "--predict_flops", 1e19]
+    monkeypatch.setattr(sys, "argv", ["sweep.py", *map(str, flags)])
+    assert run_sweep(*flags) == 0
+    table = rows_of(strict[-1])
+    assert {row["status"] for row in table} == {"ok"}, "the stub refuses whatever is out of range"
+    assert len(table) == 12 and np.isclose(server.used, 4 * 1.4e16)
+    for row in table:
+        n = 12 * int(row["n_layer"]) * int(row["n_embd"]) ** 2
+        assert float(row["n_params_matmul"]) == float(row["n_params"]) == n, "N is the service's"
+        assert np.isclose(float(row["tokens"]), float(row["flop_budget"]) / 6 / n, rtol=1e-6)
+    out = capsys.readouterr().out
+    command = shlex.split(next(line for line in out.splitlines() if line.startswith("next: ")))
+    words = command[command.index("sweep.py") + 1 :]
+    assert words[words.index("--flop_budgets") + 1] == "3e+16"
+    assert run_sweep(*words) == 0 and len(rows_of(strict[-1])) == 16
+    page = (strict[-1] / "submission.md").read_text()
+    best = {line.split("|")[1].strip(): line.split("|")[2].split()[0] for line in page.splitlines() if "| " in line}
+    width, layers, heads = int(best["d_model"]), int(best["num_layers"]), int(best["num_heads"])
+    assert 64 <= width <= 1024 and 2 <= layers <= 24 and width % heads == 0 and best["batch_size"] in ("128", "256")
+    assert 1e-4 <= float(best["learning_rate"]) <= 1e-3
+    goal = float(LAW.optimum(1e19)[0])
+    assert abs(np.log(12 * layers * width**2 / goal)) < 0.7 and abs(float(best["predicted loss"]) / 2.986 - 1) < 0.1
+    assert "for 1e19 FLOPs" in page and f"has counted {server.used:.4g}" in page
+
+
+@pytest.mark.slow
+def test_rates_that_are_tried_stay_in_the_range(server, strict):
+    flags = ["--flop_budgets", 1e15, 3e15, "--n_embds", 128, 192, 256, "--tune_lr"]
+    assert run_sweep(*strict, *flags) == 0
+    rates = {float(row["lr"]) for row in rows_of(strict[-1], "probes.csv") + rows_of(strict[-1])}
+    assert len(rates) >= 3 and 1e-4 <= min(rates) and max(rates) <= 1e-3
+    assert "at 3e+15 FLOPs, where rates were tried" in (strict[-1] / "submission.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--flop_budgets", 2e15], "--flop_budgets 2e+15: train_flops 2e+15 must be 6e+14, 1e+15, 3e+15 or 6e+15"),
+        (["--total_flops", 3e18], "--total_flops 3e+18 is above the 2e+18 of"),
+        (["--flop_budgets", 1e15, "--lr", 0.01], "learning_rate 0.01 must be from 0.0001 to 0.001"),
+        (["--flop_budgets", 1e15, "--n_embds", 2048], "d_model 2048 must be from 64 to 1024"),
+    ],
+)
+def test_what_is_typed_and_not_allowed_is_one_line(server, strict, capsys, more, words):
+    assert run_sweep(*strict, *more) == 2 and server.used == 0
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_design_chooses_among_what_is_allowed(server, strict):
+    flags = ["--design", "adaptive", "--target_flops", 1e18, "--total_flops", 1e17, "--until_width", 0.3]
+    assert run_sweep(*strict, *flags) == 0
+    rows = rows_of(strict[-1])
+    assert len(rows) >= 4 and {r["status"] for r in rows} == {"ok"} and server.used <= 1e17
+
+
+def test_check_spends_nothing(server, strict, capsys, monkeypatch):
+    server.used = 5e17
+    assert run_sweep(*strict, "--check") == 0 and server.asked == 1 and not strict[-1].exists()
+    assert "takes the key; it has counted 5e+17 FLOPs of 2e+18: 1.5e+18 are left; nothing" in capsys.readouterr().out
+    server.next = [(404, b"")]
+    assert run_sweep(*strict, "--check") == 0 and "has no counter" in capsys.readouterr().out
+    monkeypatch.setenv("ISOFLOP_API_KEY", "wrong")
+    assert run_sweep(*strict, "--check") == 2 and "is the key in --api_key_file right?" in capsys.readouterr().err
+    assert run_sweep("--check") == 2 and "--check tries the service of --api" in capsys.readouterr().err
+    assert run_sweep(*CS336) == 2 and "add --api URL, or --simulate LAW" in capsys.readouterr().err
+
+
 # ----- answers that never end, are too large, or lead elsewhere -----
 
 
@@ -239,7 +332,7 @@ def test_the_key_goes_nowhere_else(server, service):
 
 CELL = SimpleNamespace(
     mc=SimpleNamespace(n_embd=64, n_layer=1, n_head=1), flop_budget=1e12,
-    plan=SimpleNamespace(batch_size=1, lr=1e-3, n_params_non_embedding=1000),
+    plan=SimpleNamespace(batch_size=1, lr=1e-3, n_params_matmul=1000),
 )  # fmt: skip
 PLANNER = SimpleNamespace(record=lambda cell, status, **row: {"status": status, **row})
 

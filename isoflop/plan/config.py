@@ -32,6 +32,7 @@ class PlanConfig:
     family: str = option("default", "preset whose sizes are searched")
     exact: bool = option(True, "count attention in the search's FLOPs, not just 6ND")
     top: int = option(6, "rows of the search's tables", above=0, max=1000)
+    constraints: str | None = option(None, "search what a service allows: its JSON file", metavar="FILE")
     config: tuple[str, ...] = option(
         (), "'name=A preset=llama3 n_layer=18', or a .json file; repeat", group="model", repeat=True
     )
@@ -54,6 +55,8 @@ class PlanConfig:
             more.append(f"--days {self.days:g} needs a speed: --gpu, --peak_flops or --measured")
         if self.days and self.flop_budget:
             more.append("--days and --flop_budget both give the compute; leave one out")
+        if self.constraints and not self.flop_budget:
+            more.append(f"--constraints {self.constraints} is for a search: add --flop_budget, as 1e19")
         if self.data_law and not self.unique_tokens:
             more.append(f"--data_law {self.data_law} is for --unique_tokens; add it, or leave this out")
         check(self, more)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from isoflop.config import PRESETS, ModelConfig
+from isoflop.constraints import WIDTH_PER_LAYER, Constraints
 from isoflop.display import sig
 from isoflop.flops import count_params, flops_per_token, flops_per_token_exact
 from isoflop.options import UserError, mistake_in, options_of
@@ -15,7 +16,6 @@ from isoflop.plan.memory import Memory
 
 HEAD_SIZES = (64, 128)  # below width 1024, and from there on
 LEAST_HEAD_SIZE, LEAST_KV_HEADS = 16, 4
-WIDTH_PER_LAYER = (32, 128)  # from GPT-2 XL's 33 to LLaMA-7B's and GPT-3's 128
 WIDTHS = (*range(64, 1024, 64), *range(1024, 4096, 128), *range(4096, 20480 + 1, 256))
 DEFAULT_BLOCK = 1024  # context of a search where neither --family nor --block_size says otherwise
 NEAR_RATIO = 0.05  # how far from D = ratio x N, in ln, a row of the constrained leaderboard may be
@@ -55,7 +55,8 @@ class SearchResult:
 
 def search_architectures(
     flops: float, law="hoffmann", family: str = "default", given: dict | None = None, ratio: float = CHINCHILLA,
-    exact: bool = True, top: int = 8, machine: Machine | None = None, **memory_settings,
+    exact: bool = True, top: int = 8, machine: Machine | None = None, constraints: Constraints | None = None,
+    **memory_settings,
 ) -> SearchResult:  # fmt: skip
     """The architectures of least predicted loss that spend `flops`, with and without D = ratio x N.
 
@@ -69,6 +70,7 @@ def search_architectures(
     exact : whether flops count attention, which the hardware does; else they are 6ND, the unit of train.py's budgets.
     top : rows of each list.
     machine : of make_machine(), for time and cost of the listed rows, and whether it holds one sequence of them.
+    constraints : of a service, whose architectures alone are candidates; N is counted as it counts, FLOPs are 6ND.
     memory_settings : dtype, path and the further arguments of estimate_memory().
 
     Raises
@@ -85,8 +87,21 @@ def search_architectures(
     if not 0 < ratio < math.inf:
         raise UserError(f"--tokens_per_param {ratio:g} must be a positive finite number")
     ranged, given = load_law(law), given or {}
+    per_token = flops_per_token_exact if exact else flops_per_token
+    if constraints:
+        ranged, exact = replace(ranged, count=constraints.params), False
+
+        def per_token(cfg):
+            return 6 * count_params(cfg)[constraints.params]
+
     optimum = best_size(flops, ranged)
-    rows = _ranked(flops, ranged, architectures(family, given, optimum.n), exact)
+    if constraints:
+        candidates = allowed_architectures(family, given, constraints)
+    else:
+        candidates = architectures(family, given, optimum.n)
+    rows = _ranked(flops, ranged, candidates, per_token)
+    if not rows and constraints:
+        raise UserError(f"--constraints {constraints.path}: no model is allowed; check d_model, num_layers, num_heads")
     if not rows:
         raise UserError(
             f"--flop_budget {flops:g} is best spent on some {optimum.n:.3g} parameters, and family {family} with its "
@@ -106,9 +121,9 @@ def search_architectures(
     )  # fmt: skip
 
 
-def _ranked(flops: float, ranged: RangedLaw, configurations, exact: bool) -> list[Candidate]:
+def _ranked(flops: float, ranged: RangedLaw, configurations, per_token) -> list[Candidate]:
     """Candidates for the budget, least loss first; UserError where that is above the loss of a uniform guess."""
-    rows, per_token = [], flops_per_token_exact if exact else flops_per_token
+    rows = []
     for cfg in configurations:
         n, tokens = count_params(cfg)[ranged.count], flops / per_token(cfg)
         rows.append(Candidate(cfg, n, tokens, tokens / n, float(ranged.law.loss(n, tokens))))
@@ -164,6 +179,15 @@ def architectures(family: str, given: dict, n_about: float, span: float = 30.0) 
         for n_layer in range(shallow, deep + 1):
             if n_about / span <= head + n_layer * layer <= n_about * span:
                 yield replace(base, n_layer=n_layer)
+
+
+def allowed_architectures(family: str, given: dict, constraints: Constraints) -> Iterator[ModelConfig]:
+    """Every architecture of a family that a service allows."""
+    row = {key: value for key, value in PRESETS[family].items() if key not in ("head_size", "n_kv_head", "n_ffn")}
+    row |= {"vocab_size": constraints.vocab_size or row.get("vocab_size", ModelConfig.vocab_size)}
+    row |= {"block_size": constraints.block_size or DEFAULT_BLOCK, **given}
+    for width, depth, heads in constraints.shapes():
+        yield ModelConfig(**{**row, "n_embd": width, "n_layer": depth, "n_head": heads})
 
 
 def _check_fields(given: dict):

@@ -267,6 +267,13 @@ def of_commands(commands, name: str = "it") -> Section:
     return Section(f"Train {name}", notes=notes, code=code)
 
 
+def of_query(query: dict) -> Section:
+    """What a service is to be asked for."""
+    words = " ".join(f"{name}={value:.6g}" for name, value in query.items())
+    notes = ["batch and rate are the rule's (--hparams), moved to what is allowed"]
+    return Section("Ask the service for the first row", code=[words], notes=notes)
+
+
 # ----- the search -----
 
 

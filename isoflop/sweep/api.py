@@ -162,12 +162,10 @@ class Service:
             raise UserError(f"--api {self.url}: loss {loss:g} of {cell} must be positive; nothing was recorded")
         elif self.vocab_size and loss > highest_loss(self.vocab_size):
             status = "blown_up"
-        # What the budget bought is the service's own affair: C as requested, N as it counts (no embedding, no head).
-        n = plan.n_params_non_embedding
-        tokens = round(cell.flop_budget / (6 * n))
+        # What the budget bought is the service's own affair: C as requested, N as it counts (Planner.convention).
         return planner.record(
-            cell, status, val_loss=loss, n_params=n, n_params_matmul=n, flops=int(cell.flop_budget), tokens=tokens,
-            tokens_per_param=tokens / n, flops_exact=None, device="service", dtype="unknown",
+            cell, status, val_loss=loss, n_params=plan.n_params_matmul, flops_exact=None, device="service",
+            dtype="unknown",
         )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """The runs that sweep.py --design adaptive chooses from, and what each costs beside those that are known.
 
-Sizes are those of SIZE_LADDER (or the typed ones); each has a grid of token counts D, with which its FLOPs are the
-target's over a power of STEP. Left out are runs of fewer than FEW_STEPS steps, of more than MANY_EPOCHS epochs, outside
-MIN_RATIO to MAX_RATIO tokens per parameter, and models whose weights and moments don't fit into memory.
+Sizes are those of the planner's ladder (or the typed ones); each has a grid of token counts D, with which its FLOPs are
+the target's over a power of STEP (or a service's budgets). Left out are runs of fewer than FEW_STEPS steps, of more
+than MANY_EPOCHS epochs, outside MIN_RATIO to MAX_RATIO tokens per parameter, and models whose weights and moments don't
+fit into memory.
 
 Runs are separate, with batch and rate by the rules at their own D; or with --reuse_trunk those of one size share a
 trunk at a constant rate. Then batch and rate are the rules' at TRUNK_RATIO tokens per parameter for all D, which bends
@@ -19,7 +20,7 @@ from isoflop.fit.design import FIRST_KINDS, FIRST_RUNS
 from isoflop.fit.knowledge import Candidates
 from isoflop.options import UserError
 from isoflop.sweep import grid
-from isoflop.sweep.cells import SIZE_LADDER, Cell, ModelSize, Planner
+from isoflop.sweep.cells import Cell, ModelSize, Planner
 from isoflop.sweep.executors import expected_hours
 from isoflop.train.plan import FEW_STEPS, MANY_EPOCHS
 
@@ -62,7 +63,8 @@ def make_pool(sc, planner: Planner, least: float, most: float, room_gb: float | 
         if planner.refuses(size):
             continue
         shared = trunk_flags(sc, planner, size, None)
-        for flops in budgets_of(planner.n(size), sc.target_flops, least, min(most, sc.target_flops)):
+        dearest = min(most, sc.target_flops)
+        for flops in budgets_of(planner.n(size), sc.target_flops, least, dearest, planner.constraints):
             cell = planner.cell(size, flops, None, shared)
             reason = why_not(cell, room_gb)
             if reason:
@@ -76,13 +78,16 @@ def make_pool(sc, planner: Planner, least: float, most: float, room_gb: float | 
 def sizes_of(sc, planner: Planner) -> list[ModelSize]:
     if sc.n_embds or sc.depths:
         return grid.sizes_of(sc, planner, None, 0.0)
-    return [ModelSize(*rung) for rung in SIZE_LADDER]
+    return planner.ladder
 
 
-def budgets_of(n: float, target: float, least: float, most: float) -> list[float]:
+def budgets_of(n: float, target: float, least: float, most: float, constraints=None) -> list[float]:
     """FLOPs of the token counts of one size, from low to high; the same whatever `least` and `most` are."""
     low = max(least, 6 * n * n * MIN_RATIO)
     high = min(most, 6 * n * n * MAX_RATIO) * (1 + 1e-9)
+    listed = constraints.budgets(low, high) if constraints else None
+    if listed is not None:
+        return listed
     first = math.ceil(math.log(target / high) / math.log(STEP))
     last = math.floor(math.log(target / low) / math.log(STEP) + 1e-9)
     return [float(f"{target / STEP**k:.6g}") for k in range(last, first - 1, -1)]

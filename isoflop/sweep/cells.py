@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from isoflop import device
 from isoflop.config import ModelConfig, configure
+from isoflop.constraints import Constraints
 from isoflop.distributed import DistributedEnv
 from isoflop.flops import count_params
 from isoflop.options import UserError
@@ -120,6 +121,7 @@ class Planner:
         self.env = env
         self.source = source
         self.few_steps = True  # whether cells may have fewer than FEWEST_STEPS steps
+        self.constraints: Constraints | None = None  # what a service allows
         self.vocab_size = tokens.meta["vocab_size"]
         self._compute = None
 
@@ -148,6 +150,8 @@ class Planner:
         given |= {"n_embd": size.n_embd, "n_layer": size.n_layer, "vocab_size": self.vocab_size}
         if size.n_head is not None:
             given["n_head"] = size.n_head
+        elif self.constraints and "n_head" not in given:
+            given["n_head"] = self.constraints.heads(size.n_embd)
         return configure(self.flags.get("preset"), None, **given)
 
     def refuses(self, size: ModelSize) -> bool:
@@ -157,9 +161,23 @@ class Planner:
             return True
         return False
 
+    @property
+    def convention(self) -> str:
+        """How N is counted, a key of count_params(); by a service as it says, by default without its head."""
+        if self.constraints:
+            return self.constraints.params
+        return "non_embedding" if self.source.startswith("api ") else "matmul"
+
+    @property
+    def ladder(self) -> list[ModelSize]:
+        """SIZE_LADDER, as far as it is allowed, by increasing N."""
+        if self.constraints is None:
+            return [ModelSize(*rung) for rung in SIZE_LADDER]
+        return sorted([ModelSize(*pair) for pair in self.constraints.sizes(SIZE_LADDER)], key=self.n)
+
     def n(self, size: ModelSize) -> int:
-        """N (matmul) of a size."""
-        return count_params(self.model(size))["matmul"]
+        """N of a size, in this planner's convention."""
+        return count_params(self.model(size))[self.convention]
 
     def head(self, size: ModelSize) -> int:
         """Weights of the output head, which N includes."""
@@ -186,6 +204,8 @@ class Planner:
             mc = self.model(size)
             tc = TrainConfig(flop_budget=flops, **self._run_flags(mc, more or {}), seed=seed)
             plan = self._plan(mc, tc)
+            if self.constraints:
+                tc, plan = self._allowed(mc, tc)
             dtype = self.source  # where nothing is trained, losses are the source's
             if self.source == "trained":
                 dtype, about["dtype_from"] = self.compute
@@ -198,6 +218,10 @@ class Planner:
         if self.source.startswith("api "):
             about["charged"] = float(int(flops))
         tc = dataclasses.replace(tc, out_dir=str(self.out_dir / "cells" / id_), overwrite=True)
+        if self.convention != "matmul":
+            n = count_params(mc)[self.convention]
+            counts = {"n_params_matmul": n, "tokens": round(flops / (6 * n)), "tokens_per_param": flops / (6 * n * n)}
+            plan = dataclasses.replace(plan, flops=int(flops), **counts)
         return Cell(id_, size, flops, seed, mc, tc, plan, **about)
 
     def _run_flags(self, mc: ModelConfig, more: dict) -> dict:
@@ -219,6 +243,15 @@ class Planner:
         plan = resolve(mc, tc, self.env.size, len(self.tokens.train))
         validation_rows(self.tokens, mc.block_size, tc.val_tokens)  # UserError where the text is too short
         return plan
+
+    def _allowed(self, mc: ModelConfig, tc: TrainConfig) -> tuple[TrainConfig, RunPlan]:
+        """The run with batch and rate that the constraints allow, where rules chose them; UserError: it is refused."""
+        tc, plan = self.constraints.hold(tc, lambda changed: self._plan(mc, changed))
+        problem = self.constraints.refuses(mc, plan.batch_size, plan.lr)
+        problem = problem or self.constraints.mistake("flop_budget", tc.flop_budget)
+        if problem:
+            raise UserError(problem)
+        return tc, plan
 
     def _refused_id(self, size: ModelSize, flops: float, seed: int) -> str:
         flags = {name: str(value) for name, value in self.flags.items()}

@@ -83,6 +83,8 @@ class SweepConfig:
     noise: float = option(0.005, "sd of ln L in --simulate and --dry_run", min=0, below=1)
     api: str | None = option(None, "address of a training service to ask")
     api_key_file: str | None = option(None, "file of its key (default: $ISOFLOP_API_KEY)")
+    check: bool = option(False, "--api: try address and key, spend nothing; stop")
+    constraints: str | None = option(None, "JSON file of what a service allows", metavar="FILE")
     vocab_size: int | None = option(None, "vocabulary without --data_dir (default: 512)", min=1, max=2**24)
 
     out_dir: str = option("sweep_results", "CSV, fit, figures, cells", group="output")
@@ -110,6 +112,10 @@ class SweepConfig:
         problems += self._design_problems()
         if self.other_vocab and not self.ablation:
             problems.append("--other_vocab is for --ablation porian: leave it out")
+        if self.constraints and not (self.api or self.simulate):
+            problems.append("--constraints are those of a service: add --api URL, or --simulate LAW to rehearse")
+        if self.check and not self.api:
+            problems.append("--check tries the service of --api: give its address")
         if not self.wait and self.slurm is None:
             problems.append("--no-wait is for --slurm: leave it out")
         if self.nproc_per_node and not (self.print_commands or self.collect or self.slurm is not None):

@@ -50,20 +50,21 @@ def default_sizes(flops: float, vocab_size: int, sizes: int) -> list[ModelSize]:
 
 
 def spread_sizes(planner: Planner, centre: float, sizes: int, more: float = 0.0) -> list[ModelSize]:
-    """`sizes` rungs of SIZE_LADDER around N = centre, two doublings either side (fewer for up to 4 sizes).
+    """`sizes` rungs of the planner's ladder around N = centre, two doublings either side (fewer for up to 4 sizes).
 
     `more` is added to either side, in ln N.
     """
-    ln_n = np.log([planner.n(ModelSize(*rung)) for rung in SIZE_LADDER])
+    ladder = planner.ladder
+    ln_n = np.log([planner.n(size) for size in ladder])
     reach = min(2.0, (sizes - 1) / 2) * math.log(2) + more
     middle = np.clip(math.log(centre), ln_n[0] + reach, max(ln_n[0] + reach, ln_n[-1] - reach))
-    free = list(range(len(SIZE_LADDER)))
+    free = list(range(len(ladder)))
     picked = []
     for goal in np.linspace(-reach, reach, sizes) + middle:
         if free:
             distances = [abs(ln_n[i] - goal) for i in free]
             picked.append(free.pop(int(np.argmin(distances))))
-    return [ModelSize(*SIZE_LADDER[i]) for i in sorted(picked)]
+    return [ladder[i] for i in sorted(picked)]
 
 
 def depth_sizes(depths) -> list[ModelSize]:
@@ -217,10 +218,14 @@ def sizes_of(sc, planner: Planner, results, flops: float, save: bool = False) ->
         return depth_sizes(sc.depths)
     if sc.n_embds:
         depths = sc.n_layers or [default_depth(width) for width in sc.n_embds]
+        if planner.constraints and not sc.n_layers:
+            depths = [int(planner.constraints.nearest("n_layer", depth)) for depth in depths]
         heads = sc.n_heads or [None] * len(depths)
         return [ModelSize(*size) for size in zip(sc.n_embds, depths, heads, strict=True)]
     if sc.moves:
         return moving_sizes(sc, planner, results, flops, save)
+    if planner.constraints:
+        return spread_sizes(planner, guess_n_opt(flops), sc.sizes)
     return default_sizes(flops, planner.vocab_size, sc.sizes)
 
 
@@ -239,6 +244,8 @@ def rates_of(sc, planner: Planner, results, flops: float, sizes) -> tuple[list[C
         if base.refused:
             continue
         rates = sc.lrs or [round(base.plan.lr * factor, 6) for factor in TUNE_FACTORS]
+        if planner.constraints and not sc.lrs:
+            rates = planner.constraints.rates(rates)
         found = {}
         for rate in sorted(set(rates)):
             tried = []

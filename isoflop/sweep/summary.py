@@ -13,6 +13,7 @@ from isoflop.train.record import USUAL_BETA2
 GRID_FLAGS = tuple(
     "flop_budgets n_embds n_layers n_heads depths sizes recentre no-recentre retry drop_bad_rows collect".split()
 )
+LEAST_SIZES = 3  # of a further budget: fewer have no lowest point between others
 
 
 def too_few(sc, planner: Planner, results: ResultsFile) -> str:
@@ -91,11 +92,17 @@ def next_command(sc, planner: Planner, results: ResultsFile) -> str:
     ratio = 3.0
     if len(budgets) > 1:
         ratio = budgets[-1] / budgets[-2]
-    flops = budgets[-1] * ratio
+    flops, count = budgets[-1] * ratio, sc.sizes
+    if planner.constraints:
+        flops = planner.constraints.next_budget(budgets[-1], flops)
+        if flops and sc.total_flops:  # as many sizes as the money pays for
+            count = min(count, int((sc.total_flops - results.spent()) / flops))
+        if not flops or count < LEAST_SIZES:
+            return ""
     centre = grid.best_guess(flops, results.rows)
     if not centre:
         return ""
-    sizes = grid.spread_sizes(planner, centre, sc.sizes)
+    sizes = grid.spread_sizes(planner, centre, count)
     words = ["--flop_budgets", f"{flops:g}", "--n_embds", *(str(size.n_embd) for size in sizes)]
     words += ["--n_layers", *(str(size.n_layer) for size in sizes)]
     return resume_command(without=GRID_FLAGS, more=words)
