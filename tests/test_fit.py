@@ -187,7 +187,7 @@ def test_a_fit_without_any_answer_says_so_with_status_2(tmp_path, capsys):
     assert status_of(path, "--no-plots") == 2
     said = capsys.readouterr()
     assert said.err == "fit.py: error: all three methods were refused; the lines above say why and what helps\n"
-    assert "refused: parametric [too_few_rows]" in said.out
+    assert "refused: other methods [too_few_rows] 2 runs are too few" in said.out
     result = json.loads((tmp_path / "fit" / "fit.json").read_text())
     assert {("parametric", "too_few_rows"), ("isoflop", "no_budgets"), ("envelope", "no_curves")} <= codes(result)
     assert no_numbers(result["parametric"]) and no_numbers(result["isoflop"]) and no_numbers(result["envelope"])

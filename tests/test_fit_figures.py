@@ -24,6 +24,7 @@ from isoflop.fit.axes import (
 )
 from isoflop.fit.diagnostics import _formula
 from isoflop.fit.figures import (
+    OF_THREE,
     ON_EDGE,
     PICTURES,
     _published,
@@ -77,6 +78,20 @@ def test_edge_budgets_have_an_open_circle():
         ax = draw(result, arrays).axes[0]
         x = arrays["n"][lowest] if draw is draw_isoflop else budget["flops"]
         assert (x, y) in [tuple(part.get_offsets()[0]) for part in ax.collections if len(part.get_offsets())]
+
+
+def test_three_sizes_have_open_stars_and_fewer_their_runs():
+    for sizes, count, title in ((3, 3, "IsoFLOP curves"), (2, 0, "Runs, of which no three share a budget")):
+        analysis = fit.analyse(simulated_table(LAW, (1e18, 1e19, 1e20), sizes, 6.0), fit.Options(bootstrap=0))
+        result, arrays = to_json(analysis), to_arrays(analysis)
+        ax = draw_isoflop(result, arrays).axes[0]
+        stars = [part for part in ax.collections if len(part.get_offsets()) == 1]
+        assert len(stars) == count and ax.get_title() == title
+        assert all((part.get_facecolors() == 1).all() for part in stars)
+        assert sum(len(part.get_offsets()) for part in ax.collections) == 3 * sizes + count
+        if stars:
+            assert OF_THREE[0] in labels(draw_optimum(result, arrays).axes[0])
+            assert findings.exponents(result)[0][0] == "isoFLOP, of three sizes: exact, no error"
 
 
 def test_a_best_learning_rate_on_the_edge_is_marked(good):

@@ -59,9 +59,32 @@ def test_budgets_without_a_minimum_are_named():
     optimum = LAW.optimum(1e18)[0]
     keep = ~(first & (n < optimum)) & ~(second & (n > np.sort(n[second])[2]))
     fit = fit_isoflop(n[keep], d[keep], c[keep], loss[keep], resamples=0)
-    assert [v.status for v in fit.budgets] == ["edge", "too_few_sizes", "ok", "ok", "ok"]
-    assert fit.warnings[0].message == "left out of the power laws: 1e+18 (edge), 3e+18 (too_few_sizes)"
+    assert [v.status for v in fit.budgets] == ["edge", "edge", "ok", "ok", "ok"]
+    assert fit.warnings[0].message == "left out of the power laws: 1e+18 (edge), 3e+18 (edge)"
     assert fit.budgets[0].n_opt is None and fit.budgets[2].n_opt > 0
+
+
+def test_three_sizes_give_a_minimum_without_error():
+    """The parabola through three sizes is exact: its minimum has no interval and is in no power law."""
+    c = np.repeat([1e18, 4e18, 1.6e19], 3)
+    off = np.tile(np.log([0.3, 0.8, 3.0]), 3)
+    n = 1e8 * (c / 1e18) ** 0.5 * np.exp(off)
+    loss = 3 - 0.1 * np.log(c / 1e18) + 0.02 * off**2
+    fit = fit_isoflop(n, c / 6 / n, c, loss, resamples=100)
+    assert [v.status for v in fit.budgets] == ["exact"] * 3 and not any(v.ci for v in fit.budgets)
+    assert [v.n_opt for v in fit.budgets] == pytest.approx([1e8, 2e8, 4e8], rel=1e-6)
+    assert fit.a is None and not fit.draws and "has no error, in 3 of them" in fit.refusals[0].message
+    assert fit.exact_line["a"] == pytest.approx(0.5, abs=1e-6)
+    near = fit_isoflop(n * np.exp(-0.9 * off), c / 6 / n, c, loss, resamples=0)  # sizes within a factor of 1.3
+    assert {v.status for v in near.budgets} == {"too_few_sizes"} and not near.exact_line
+
+    # beside budgets of seven sizes they are shown and change nothing
+    n, d, c, loss = sweep(0.0)
+    three = (c == 1e18) & np.isin(n, np.sort(n[c == 1e18])[[1, 3, 5]])
+    keep = three | (c > 2e18)
+    fit, without = (fit_isoflop(n[rows], d[rows], c[rows], loss[rows], resamples=0) for rows in (keep, c > 2e18))
+    assert [v.status for v in fit.budgets] == ["exact", "ok", "ok", "ok", "ok"] and not fit.exact_line
+    assert (fit.a, fit.ln_k_n) == (without.a, without.ln_k_n)
 
 
 def test_outliers_are_named():

@@ -66,6 +66,7 @@ PREDICTED = (
     {"marker": "D", "ms": 7, "color": COLOURS["forecast"], "mec": "black", "ls": "-", "lw": 3},
 )
 OPTIMUM = "optimum, with ci95 of N*", {"marker": "*", "ms": 15, "mfc": "0.6", "mec": "black"}
+OF_THREE = "of three sizes: exact, no error", {"marker": "*", "ms": 15, "mfc": "white", "mec": "black"}
 LEFT_OUT = "lowest run, but no inner minimum: left out", {"marker": "o", "ms": 9, "mfc": "white", "mec": "0.45"}
 BY_LAW = {"ls": "--", "color": "0.3"}  # of the law that answers
 
@@ -74,14 +75,14 @@ BY_LAW = {"ls": "--", "color": "0.3"}  # of the law that answers
 
 
 def _groups(result, arrays):
-    """(budget, its rows) of the budgets that have sizes enough to show."""
-    groups = []
+    """(budget, its rows) of the budgets that have sizes enough for a curve; of all budgets where none has."""
+    groups, small = [], []
     if arrays.get("budget") is not None:
         for i, budget in enumerate(budgets_of(result)):
             rows = np.flatnonzero(arrays["budget"] == i)
-            if budget["status"] != "too_few_sizes" and len(rows):
-                groups.append((budget, rows))
-    return groups
+            if len(rows):
+                (small if budget["status"] == "too_few_sizes" else groups).append((budget, rows))
+    return groups or small
 
 
 def _band(ax, arrays, method, key, which="ci95", alpha=0.12):
@@ -118,6 +119,8 @@ def _diamond(ax, row, key, x):
 def draw_isoflop(result, arrays):
     """Loss against N at every budget, with the optima; dashed, the law that answers."""
     n, loss, groups = arrays["n"], arrays["loss"], _groups(result, arrays)
+    if not groups and result.get("isoflop") and arrays.get("budget") is not None:
+        return _draw_loose_runs(result, arrays)
     if not groups:
         raise Skip(why_not(result, "isoflop"))
     _, cost = law_of(result)
@@ -125,15 +128,16 @@ def draw_isoflop(result, arrays):
     fig, ax = figure()
     handles = []
     for (budget, rows), shade in zip(groups, shades(len(groups)), strict=True):
-        handles.append(ax.scatter(n[rows], loss[rows], s=30, color=shade, lw=0, zorder=3))
-        if budget["n_opt"] is None:
-            lowest = rows[loss[rows].argmin()]
-            ax.scatter(n[lowest], loss[lowest], s=90, **OPEN)
-            continue
-        _draw_parabola(ax, budget, n[rows], loss[rows], shade)
+        above = {"zorder": 6 if budget["status"] == "exact" else 3}  # the star there is open, and hides no run
+        handles.append(ax.scatter(n[rows], loss[rows], s=30, color=shade, lw=0, **above))
         if law is not None:
             x = _between(np.log(n[rows]))
             ax.plot(x, law.loss(x, cost.tokens(x, budget["flops"])), "--", color=shade, lw=1)
+        if budget["n_opt"] is not None:
+            _draw_parabola(ax, budget, n[rows], loss[rows], shade)
+        elif budget["status"] != "too_few_sizes":
+            lowest = rows[loss[rows].argmin()]
+            ax.scatter(n[lowest], loss[lowest], s=90, **OPEN)
 
     shown = np.concatenate([rows for _, rows in groups])
     if arrays.get("lr_on_edge") is not None:
@@ -156,14 +160,29 @@ def draw_isoflop(result, arrays):
     return fig
 
 
+def _draw_loose_runs(result, arrays):
+    """Loss against N of runs that share no budget, by compute."""
+    n, loss, c = arrays["n"], arrays["loss"], arrays["c"]
+    fig, ax = figure()
+    ax.scatter(n, loss, c=colour_bar(fig, ax, c, C_AXIS, flops_tick)(c), s=30, lw=0)
+    log_axis(ax.xaxis, size_tick, *span(n, pad=1.3))
+    ax.set(xlabel=n_axis(result), ylabel=loss_axis(result), title="Runs, of which no three share a budget")
+    return fig
+
+
 def _between(x):
     """200 sizes from a little below to a little above those whose logarithms are x."""
     return np.exp(np.linspace(x.min() - 0.15, x.max() + 0.15, 200))
 
 
 def _draw_parabola(ax, budget, n, loss, shade):
-    """The isoFLOP curve near its optimum: through it, with the curvature of the runs about it."""
+    """The isoFLOP curve near its optimum: through it, with the curvature of the runs about it, or through all three."""
     x, grid, at, least = np.log(n), np.log(_between(np.log(n))), np.log(budget["n_opt"]), budget["loss"]
+    if budget["status"] == "exact":
+        inside = grid[(grid > x.min()) & (grid < x.max())]
+        ax.plot(np.exp(inside), np.polyval(np.polyfit(x - at, loss, 2), inside - at), color=shade, lw=1.2, zorder=3)
+        ax.scatter(budget["n_opt"], least, **(STAR | {"facecolors": "white", "edgecolors": [shade], "linewidths": 1.5}))
+        return
     # runs whose loss is LOCAL_RISE above the optimum weigh half, as in the fit
     weights = 1 / (1 + ((loss / least - 1) / LOCAL_RISE) ** 2)
     curvature = np.sum(weights * (x - at) ** 2 * (loss - least)) / np.sum(weights * (x - at) ** 4)
@@ -177,12 +196,14 @@ def _draw_parabola(ax, budget, n, loss, shade):
 
 
 def _isoflop_entries(groups, name):
-    entries = []
-    if any(budget["n_opt"] is not None for budget, _ in groups):
+    entries, found = [], {budget["status"] for budget, _ in groups}
+    if "ok" in found:
         entries.append(OPTIMUM)
-    if any(budget["n_opt"] is None for budget, _ in groups):
+    if "exact" in found:
+        entries.append(OF_THREE)
+    if found - {"ok", "exact", "too_few_sizes"}:
         entries.append(LEFT_OUT)
-    if OPTIMUM in entries and name:
+    if name:
         entries.append((name, BY_LAW))
     return entries
 
@@ -199,7 +220,7 @@ def draw_optimum(result, arrays):
     left_out = [group for group in _groups(result, arrays) if group[0]["n_opt"] is None]
     envelope = section(result, "envelope").get("points") or {"flops": []}
     start, last = float(min([*arrays["c"], *envelope["flops"]])), float(arrays["c"].max())
-    end = max([last, *(row["flops"] for row in rows)])
+    end = max([last, *(row["flops"] for row in rows), *(row["flops"] for row in result.get("forecast") or [])])
     beyond = end > 1.05 * last
     limits = start / 1.6, end * 1.6 * (end / start) ** 0.04
     grid = np.geomspace(*limits, 200)
@@ -208,7 +229,8 @@ def draw_optimum(result, arrays):
     fig, axes = figure(8.0, 9.2, 2, sharex=True)
     for ax, key in zip(axes, ("n_opt", "d_opt"), strict=True):
         best = _draw_forecast(ax, arrays, key)
-        values = _draw_methods(ax, result, arrays, methods, key, grid)
+        values = [row[key]["pi95"] for row in best if row[key]["pi95"]]
+        values += _draw_methods(ax, result, arrays, methods, key, grid)
         values += _draw_measured(ax, result, arrays, left_out, envelope, key)
         for row in result.get("forecast") or []:
             if row["flops"] > last or len(budgets_of(result, True)) < 2:  # below, the optima are drawn
@@ -267,6 +289,8 @@ def _published(grid, ours):
 def _draw_measured(ax, result, arrays, left_out, envelope, key):
     """Optima of budgets, lowest runs of those left out, points of the envelope; returns the values to be shown."""
     inside, run_key, values = budgets_of(result, True), {"n_opt": "n", "d_opt": "d"}[key], []
+    of_three = [budget for budget in inside if budget["status"] == "exact"]
+    inside = [budget for budget in inside if budget["status"] != "exact"]
     if inside:
         x, y = [budget["flops"] for budget in inside], [budget[key] for budget in inside]
         bars = []
@@ -274,6 +298,10 @@ def _draw_measured(ax, result, arrays, left_out, envelope, key):
             low, high = (budget.get("ci95") or {}).get(key) or (budget[key], budget[key])
             bars.append((max(budget[key] - low, 0), max(high - budget[key], 0)))
         ax.errorbar(x, y, np.transpose(bars), color=COLOURS["isoflop"], ls="none", **MEASURED)
+        values.append(y)
+    if of_three:
+        x, y = [budget["flops"] for budget in of_three], [budget[key] for budget in of_three]
+        ax.scatter(x, y, s=49, facecolors="white", edgecolors=COLOURS["isoflop"], zorder=4, label=OF_THREE[0])
         values.append(y)
     for budget, rows in left_out:
         lowest = rows[arrays["loss"][rows].argmin()]
@@ -331,10 +359,11 @@ def draw_loss(result, arrays):
         at = curve["run"] == run
         ax.plot(curve["c"][at], curve["loss"][at], color=shade(n[run]), lw=1, alpha=0.75, zorder=2)
     ax.scatter(c, loss, c=shade(n), s=26, alpha=0.6, lw=0, zorder=2, label="runs")
-    inside = budgets_of(result, True)
-    if inside:
-        x, y = [budget["flops"] for budget in inside], [budget["loss"] for budget in inside]
-        ax.scatter(x, y, color=COLOURS["isoflop"], label="optimum of a budget", **STAR)
+    for status, label, face in (("ok", "optimum of a budget", COLOURS["isoflop"]), ("exact", OF_THREE[0], "white")):
+        inside = [budget for budget in budgets_of(result, True) if budget["status"] == status]
+        if inside:
+            x, y = [budget["flops"] for budget in inside], [budget["loss"] for budget in inside]
+            ax.scatter(x, y, facecolors=face, label=label, **STAR)
     envelope = section(result, "envelope").get("points")
     if envelope:
         ax.scatter(envelope["flops"], envelope["loss"], **RING)

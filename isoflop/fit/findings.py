@@ -13,6 +13,7 @@ from isoflop.laws import Cost, Law
 
 NAMES = METHODS | {"isoflop:parabola": "isoFLOP, all sizes", "isoflop:lowest_runs": "isoFLOP, lowest runs"}
 MANY = 12  # names in a list before "and .. more"
+EXACT = "exact, no error"  # of what a parabola through three sizes gives: nothing is left to tell its error by
 
 
 def size(x, digits: int = 4) -> str:
@@ -59,8 +60,11 @@ def forecast_source(result):
     coupled = result["coupled"]
     marked = [name for name in LETTERS if (coupled.get(name) or {}).get("prior")]
     text = f"forecast by the {coupled['family']} law with weak priors from public sweeps: fewer than 3 isoFLOP minima"
+    if any(budget["status"] == "exact" for budget in budgets_of(result)):
+        text += " that have an error"
     if marked:
-        text += f"; {', '.join(marked)} come mostly from the prior"
+        verb = "comes" if len(marked) == 1 else "come"
+        text += f"; {', '.join(marked)} {verb} mostly from the prior"
     return text
 
 
@@ -73,8 +77,10 @@ def budget_minima(result):
         if n is None:
             row += ["-", "-", "-", "-", f"left out: {budget['status']}"]
         else:
-            ends = interval((budget.get("ci95") or {}).get("n_opt"), size)
-            row += [size(n), size(d), sig(d / n, 3), fixed(budget["loss"]), ends or "no interval"]
+            ends = interval((budget.get("ci95") or {}).get("n_opt"), size) or "no interval"
+            if budget["status"] == "exact":
+                ends = EXACT
+            row += [size(n), size(d), sig(d / n, 3), fixed(budget["loss"]), ends]
         rows.append(row)
     return ["budget", "runs", "N*", "D*", "D/N", "loss", "ci95 of N*"], rows
 
@@ -234,9 +240,11 @@ def run_answers(result):
 
 def exponents(result):
     """Rows (method, a, b), each method's simpler variants and the envelope's other rules below it."""
-    rows = []
+    rows, of_three = [], (result.get("isoflop") or {}).get("exact_line")
     for method, name in METHODS.items():
         found = section(result, method)
+        if method == "isoflop" and of_three:
+            rows.append([f"{name}, of three sizes: {EXACT}", sig(of_three["a"]), sig(of_three["b"])])
         if point(found.get("a")) is None:
             continue
         rows.append([name])
@@ -357,7 +365,40 @@ def notes_of(result):
     refused = []
     for refusal in result.get("refusals") or []:
         refused.append((refusal["method"], refusal["code"], refusal["message"]))
-    return warned, refused
+    return warned, _in_few_words(refused, (result.get("input") or {}).get("rows_used"))
+
+
+TAKES = {  # method, as refused -> what it takes
+    "parametric": "Hoffmann's law fitted to them alone takes 6, and 15 for a useful interval",
+    "isoflop": "exponents of isoFLOP minima 4 sizes at each of 2 budgets",
+    "envelope": "an envelope training curves",
+    "power laws": "a law of one variable 3 points, 4 with E",
+}
+POWER_LAWS = {"compute_law": "C", "kaplan.L_N": "N", "kaplan.L_D": "D"}
+
+
+def _in_few_words(refused, rows):
+    """The refusals with those together that have one reason: too few runs for any method, points for any power law."""
+    laws, others = {}, []
+    for method, code, text in refused:
+        letter = POWER_LAWS.get(method.rpartition(".")[0])
+        if letter and code == "too_few_points":
+            laws.setdefault(letter, []).append(text.partition(" ")[0])
+        else:
+            others.append((method, code, text))
+    if len(refused) - len(others) == 1:  # it says all there is
+        others = list(refused)
+    elif laws:
+        said = []
+        for letter, counts in laws.items():  # with E and without E were refused, or with E alone
+            said.append(f"L({letter}) has {counts[0]}" + (", enough without E" if len(counts) == 1 else ""))
+        text = f"too few losses at different x for y = E + k x^-g (4) or y = k x^-g (3): {'; '.join(said)}"
+        others.append(("power laws", "too_few_points", text))
+    if ("parametric", "too_few_rows") not in [one[:2] for one in others]:
+        return others
+    takes = [TAKES[one[0]] for one in others if one[0] in TAKES]
+    text = f"{rows} runs are too few: {'; '.join(takes)}"
+    return [("other methods", "too_few_rows", text), *[one for one in others if one[0] not in TAKES]]
 
 
 def tests_of(result):

@@ -14,10 +14,22 @@ import numpy as np
 
 from isoflop.fit.budgets import BUDGET_TOL, MANY_ROWS, BudgetRuns, at_common_compute, group_budgets
 from isoflop.fit.huber import PERCENTILES, RESAMPLES, Refusal, resample_budget
-from isoflop.fit.minima import EDGE, METHODS, MIN_SIZES, STATUS, Curve, Minima, PooledFit, curve_minima, fit_pooled
+from isoflop.fit.minima import (
+    EDGE,
+    EXACT_SIZES,
+    METHODS,
+    MIN_SIZES,
+    STATUS,
+    Curve,
+    Minima,
+    PooledFit,
+    curve_minima,
+    fit_pooled,
+)
 from isoflop.laws import SIX_ND
 from isoflop.options import UserError
 
+EXACT_SPAN = 2.0  # factor from the smallest to the largest of three sizes, below which their parabola is noise
 AKIMA_RESAMPLES = 200  # scipy interpolates one resample at a time
 POOLED = ("ok", "extrapolated")  # status of the budgets that fit_pooled was given
 MIN_CURVATURE = 4  # budgets
@@ -27,11 +39,11 @@ MAX_LOST = 0.25  # share of resamples without a line, above which there is no in
 
 @dataclass(frozen=True)
 class Budget:
-    """One isoFLOP curve. n_opt, d_opt, loss are None unless status is ok."""
+    """One isoFLOP curve. n_opt, d_opt, loss are None unless status is ok or exact."""
 
     flops: float
     n_runs: int
-    status: str  # ok | edge | concave | extrapolated | too_few_sizes
+    status: str  # ok | edge | concave | extrapolated | too_few_sizes | exact, the parabola through three sizes
     n_opt: float | None = None
     d_opt: float | None = None
     loss: float | None = None
@@ -54,6 +66,7 @@ class IsoflopFit:
     draws: dict = field(default_factory=dict)  # a, ln_k_n, b, ln_k_d (B,); loss (B, budgets ok)
     all_points: dict = field(default_factory=dict)  # the parabola over all sizes: a, b, ln_k_n, ln_k_d, n_opt
     lowest_runs: dict = field(default_factory=dict)  # the lowest run of every budget as its optimum: same keys
+    exact_line: dict = field(default_factory=dict)  # without `a`: through all minima, those of three sizes, too
     lost: float = 0.0  # share of resamples without a line
     pooled: PooledFit | None = None  # of the budgets "ok" and "extrapolated", by rising C; method "pooled" only
     refusals: tuple = ()
@@ -144,8 +157,9 @@ def fit_isoflop(n, d, c, loss, budget=None, tol=BUDGET_TOL, how="pooled", resamp
     -------
     IsoflopFit
         Budgets whose lowest run is the smallest or largest size ("edge"), that open downwards ("concave") or whose
-        vertex is outside the sizes ("extrapolated") are named and take no part in the power laws. D_opt is read from
-        the budget's own runs, not from C / 6N.
+        vertex is outside the sizes ("extrapolated") are named and take no part in the power laws. Neither do those of
+        three sizes ("exact"): nothing is left to tell their error by; `exact_line` goes through them, too. D_opt is
+        read from the budget's own runs, not from C / 6N.
 
     Raises
     ------
@@ -155,20 +169,19 @@ def fit_isoflop(n, d, c, loss, budget=None, tol=BUDGET_TOL, how="pooled", resamp
     if how not in METHODS:
         raise UserError(f"--isoflop_method {how} is not known; use one of {', '.join(METHODS)}")
     n, d, c, loss = (np.asarray(v, float) for v in (n, d, c, loss))
-    curves, too_small = _split(n, d, c, budget, tol)
+    curves, small = _split(n, d, c, budget, tol, loss)
     if not curves:
-        why = f"no budget has {MIN_SIZES} or more model sizes (runs within {tol:.0%} of one C); add sizes per budget"
-        return IsoflopFit(tuple(too_small), refusals=(Refusal("isoflop", "no_budgets", why),))
+        return IsoflopFit(tuple(small), exact_line=_exact_line(small), refusals=(_no_budgets(small, tol),))
     minima, drawn, pooled, rng = _point_and_draws(curves, loss, how, resamples, seed)
-    budgets = _budgets(curves, minima, drawn, how) + too_small
-    fit = IsoflopFit(tuple(sorted(budgets, key=lambda v: v.flops)), pooled=pooled)
+    budgets = sorted(_budgets(curves, minima, drawn, how) + small, key=lambda v: v.flops)
+    fit = IsoflopFit(tuple(budgets), pooled=pooled)
     fit = _with_lines(replace(fit, warnings=_left_out(fit.budgets)), curves, minima)
     if drawn is not None:
         fit = replace(fit, warnings=fit.warnings + _without_interval(fit.budgets))
     if pooled is not None and pooled.outliers:
         fit = replace(fit, warnings=fit.warnings + _named_outliers(fit))
     if fit.a is None:
-        return fit
+        return replace(fit, exact_line=_exact_line(fit.budgets))
     fit = _with_draws(fit, curves, minima, drawn, rng)
     if not others:
         return fit
@@ -190,17 +203,42 @@ def _point_and_draws(curves, loss, how, resamples, seed):
     return _optima(curves, loss, how), drawn, None, rng
 
 
-def _split(n, d, c, budget, tol):
+def _split(n, d, c, budget, tol, loss):
     """The curves of the budgets with MIN_SIZES sizes or more, and the other budgets as a list of Budget."""
-    curves, too_small = [], []
+    curves, of_three, small = [], [], []
     for rows in group_budgets(c if budget is None else budget, tol):
         n_sizes = (np.diff(np.sort(np.log(n[rows]))) > 1e-3).sum() + 1
-        if n_sizes < MIN_SIZES:
-            flops = float(np.exp(np.log(c[rows]).mean()))
-            too_small.append(Budget(flops, len(rows), "too_few_sizes", rows=rows))
-        else:
+        if n_sizes >= MIN_SIZES:
             curves.append(BudgetRuns.of(n, d, c, rows))
-    return curves, too_small
+        elif n_sizes == EXACT_SIZES and n[rows].max() >= EXACT_SPAN * n[rows].min():
+            of_three.append(BudgetRuns.of(n, d, c, rows))
+        else:
+            flops = float(np.exp(np.log(c[rows]).mean()))
+            small.append(Budget(flops, len(rows), "too_few_sizes", rows=rows))
+    if of_three:
+        for found in _budgets(of_three, _optima(of_three, loss, "parabola"), None, "parabola"):
+            small.append(replace(found, status="exact" if found.status == "ok" else found.status))
+    return curves, sorted(small, key=lambda v: v.flops)
+
+
+def _no_budgets(small, tol):
+    """Why there is no power law where no budget has MIN_SIZES sizes."""
+    why = f"no budget has {MIN_SIZES} or more model sizes (runs within {tol:.0%} of one C)"
+    count = sum(v.status == "exact" for v in small)
+    if count:
+        why += f"; the parabola through three is exact, its minimum has no error, in {count} of them"
+    return Refusal("isoflop", "no_budgets", f"{why}; add sizes per budget")
+
+
+def _exact_line(budgets):
+    """The lines through all minima as in _plain_lines, where some are of three sizes: they have no interval."""
+    known = [v for v in budgets if v.n_opt is not None]
+    if len(known) < 2 or all(v.status == "ok" for v in known):
+        return {}
+    ln_c, ln_n, ln_d = (np.log([getattr(v, k) for v in known]) for k in ("flops", "n_opt", "d_opt"))
+    (a, ln_k_n), (b, ln_k_d) = np.polyfit(ln_c, ln_n, 1), np.polyfit(ln_c, ln_d, 1)
+    line = {"a": float(a), "b": float(b), "ln_k_n": float(ln_k_n), "ln_k_d": float(ln_k_d)}
+    return line | {"n_opt": [v.n_opt for v in known]}
 
 
 def _budgets(curves, minima, drawn, method):
@@ -259,8 +297,11 @@ def _with_lines(fit, curves, minima):
         code, what, add = "one_budget", "only one budget has", "budgets"
         if n_ok == 0:
             code, what = "no_interior_minimum", "no budget has"
-        if fit.warnings:
+        others = {v.status for v in fit.budgets} - {"ok"}
+        if others - {"exact", "too_few_sizes"}:
             add = "sizes on the open side"
+        elif others:
+            add = "sizes to the budgets that are left out"
         why = f"{what} its minimum inside the sizes tried; add {add}"
         return replace(fit, refusals=(Refusal("isoflop", code, why),))
     ln_c = np.array([curve.ln_c for curve in curves])

@@ -18,7 +18,8 @@ import numpy as np
 METHODS = ("pooled", "local", "akima", "parabola")
 STATUS = ("ok", "edge", "concave", "extrapolated", "too_few_sizes")
 OK, EDGE, CONCAVE, EXTRAPOLATED, TOO_FEW_SIZES = range(5)
-MIN_SIZES = 4  # a parabola through three points has no residual
+MIN_SIZES = 4
+EXACT_SIZES = 3  # a parabola through three points has no residual: its minimum is shown, and has no error
 
 
 @dataclass(frozen=True)

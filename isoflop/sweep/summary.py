@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from isoflop.fit.forecast import MIN_OPTIMA
-from isoflop.fit.minima import MIN_SIZES
+from isoflop.fit.minima import EXACT_SIZES, MIN_SIZES
 from isoflop.sweep import grid
 from isoflop.sweep.cells import Cell, Planner
 from isoflop.sweep.results import ResultsFile, resume_command
@@ -32,10 +32,11 @@ def too_few(sc, planner: Planner, results: ResultsFile) -> str:
     budgets = [flops for flops, found in sizes.items() if len(found) >= MIN_SIZES]
     if len(budgets) >= MIN_OPTIMA:
         return ""
-    text = f"note: {len(budgets)} of {len(sizes)} budgets have {MIN_SIZES} or more sizes: "
-    if len(budgets) < 2:
-        text += "no exponents a and b (from 2 such budgets on), "
-    text += f"no forecast and no interval of an exponent (from {MIN_OPTIMA} on); add "
+    text = f"note: {len(budgets)} of {len(sizes)} budgets have {MIN_SIZES} or more sizes: the forecast leans on priors "
+    text += f"from public sweeps (up to {MIN_OPTIMA - 1} such budgets), no interval of an exponent by isoFLOP minima"
+    if any(len(found) == EXACT_SIZES for found in sizes.values()):
+        text += ", a parabola through three sizes is exact and has no error"
+    text += "; add "
     short = [f"{flops:g}" for flops, found in sizes.items() if len(found) < MIN_SIZES]
     if short:
         return text + f"sizes at {', '.join(short[:4])}"
