@@ -32,6 +32,7 @@ from isoflop.distributed import DistributedEnv, launch, resume_command, stop_sig
 from isoflop.files import folder_lock, writable_folder
 from isoflop.optim import schedule
 from isoflop.optim.build import build
+from isoflop.optim.parallel import accumulate, replicate
 from isoflop.options import explain
 from isoflop.train import checkpoint, tracking
 from isoflop.train.failures import blown_up, find_micro_batch, note_failure
@@ -228,8 +229,12 @@ def claim(run: Setup, held: contextlib.ExitStack, lock: bool):
 def train_steps(run: Setup, progress: Progress, model, optimizer, track, keep: dict, stop):
     """The loop: every step of the run from run.first_step on, until it ends, diverges or is stopped."""
     env, plan, tc, timer = run.env, run.plan, run.tc, progress.timer
-    # compiled for the steps alone: the module itself is saved, whose weights keep their names
-    forward = torch.compile(model) if tc.compile else model
+    # wrapped and compiled for the steps alone: the module itself is saved, whose weights keep their names
+    forward = model
+    if env.size > 1 and not tc.zero1:
+        forward = replicate(model, env.device)
+    if tc.compile:
+        forward = torch.compile(forward)
     with progress_bar(run) as bar, batches_of(run) as batches:
         progress.loop_start = time.perf_counter()
         timer.start()
@@ -279,12 +284,15 @@ def train_steps(run: Setup, progress: Progress, model, optimizer, track, keep: d
 
 def backward(forward, idx, targets, micro_batch_size: int, autocast, optimizer, z_loss: float = 0.0):
     """Forward and backward over idx, targets (B, T); returns the batch's mean loss, detached, on the device."""
-    total = 0.0
+    total, waiting = 0.0, len(idx)  # sequences still to come
     for x, y in zip(idx.split(micro_batch_size), targets.split(micro_batch_size), strict=True):
-        with autocast:
-            loss = forward(x, y, z_loss=z_loss)[1] * (len(x) / len(idx))  # the last micro-batch may be shorter
-        loss.backward()  # the last micro-batch's starts the sums over the processes (optim/gradient_sync.py)
-        optimizer.gather()
+        waiting -= len(x)
+        with accumulate(forward, more=waiting > 0) as complete:
+            with autocast:
+                loss = forward(x, y, z_loss=z_loss)[1] * (len(x) / len(idx))  # the last micro-batch may be shorter
+            loss.backward()
+        if complete:
+            optimizer.gather()
         total = total + loss.detach()
     return total
 

@@ -1,0 +1,39 @@
+"""Several processes train one model through torch's own engines."""
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+
+from torch.nn.parallel import DistributedDataParallel
+
+SYNC_BUFFERS = "forward_sync_buffers"  # since torch 2.13, which warns of the name before
+if SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
+    SYNC_BUFFERS = "broadcast_buffers"
+
+
+def replicate(model, device: str) -> DistributedDataParallel:
+    """The model with one copy on each process: a backward pass leaves the mean gradient of all of them.
+
+    Gradients are summed in buckets while the backward pass still runs. The buffers (rotary tables) are never sent.
+    """
+    devices = [device] if device.startswith("cuda") else None
+    buffers = {SYNC_BUFFERS: False}
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **buffers)
+
+
+@contextlib.contextmanager
+def accumulate(forward, more: bool) -> Iterator[bool]:
+    """Around forward and backward of a micro-batch: whether its gradients can be gathered at the end.
+
+    Replicas sum over the processes once a step: until the last micro-batch the parameters keep their gradients.
+
+    Parameters
+    ----------
+    forward : the model, or replicate()'s, compiled or not.
+    more : whether another micro-batch of the step follows.
+    """
+    if more and hasattr(forward, "no_sync"):
+        with forward.no_sync():
+            yield False
+    else:
+        yield True
