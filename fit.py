@@ -350,6 +350,7 @@ def analyse(table: Table, options: Options, targets: Table | None = None) -> Ana
         predictions=predictions,
         flatness=flat,
         compared=options.compare,
+        target_loss=tuple(options.target_loss),
         refusals=(*fits.refusals, *below_floor, *unanswered),
     )
 

@@ -3,6 +3,7 @@
     python sweep.py     # data/fineweb_gpt2 if it is there, else embedded text
     python sweep.py --data_dir data/mine --flop_budgets 1e13 3e13 1e14 --dry_run
     python sweep.py --flop_budgets 1e13 3e13 --n_embds 48 64 96 --n_layers 1 2 2
+    python sweep.py --depths 2 3 4 6 8 --tokens_per_params 10      # a ladder: L(C)
     python sweep.py --simulate hoffmann --flop_budgets 1e18 3e18   # no training
     python sweep.py --design adaptive --target_flops 1.5e14 --total_flops 3e13
     torchrun --nproc_per_node=4 sweep.py --parallel cells   # four cells at once
@@ -400,6 +401,8 @@ def show_dry_run(job: Job, here: executors.InGroup):
         env.print0(f"--total_flops {sc.total_flops:g} will stop it: {results.spent():.4g} are spent already")
     if job.design:
         env.print0(money.describe(job.design, results))
+        return
+    if sc.tokens_per_params:
         return
     if sc.ablation:  # one variant is one grid
         good = [c for c in stages[0] if not c.refused]

@@ -64,7 +64,8 @@ ALIASES = {
     "out": ("out_dir",), "out_dir": ("out",), "output": ("out_dir", "out"), "output_dir": ("out_dir", "out"),
     "peak_lr": ("lr",), "resamples": ("bootstrap",), "seq_len": ("block_size",), "seq_length": ("block_size",),
     "sequence_length": ("block_size",), "steps": ("max_iters",), "temp": ("temperature",),
-    "tokens_per_parameter": ("tokens_per_param",), "tokens_per_params": ("tokens_per_param",),
+    "tokens_per_param": ("tokens_per_params",), "tokens_per_parameter": ("tokens_per_param", "tokens_per_params"),
+    "tokens_per_params": ("tokens_per_param",),
     "warmup_iters": ("warmup_steps",), "warmup_ratio": ("warmup_frac",), "wd": ("weight_decay",),
 }  # fmt: skip
 ELSEWHERE = {"dry_run": "plan.py prints what a run will be, and sweep.py has --dry_run"}  # no flag of this script

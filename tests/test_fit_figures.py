@@ -213,6 +213,9 @@ def test_flops_with_attention_have_a_picture(good):
     assert ax.get_title().startswith("FLOPs with attention over 6ND")
     shown = np.ma.filled(ax.collections[0].get_offsets(), np.nan)
     np.testing.assert_allclose(shown[1:], np.column_stack([arrays["n"], 1 + share])[1:], rtol=1e-12)
+    mean = draw_ratio(result, arrays | {"c_exact": arrays["c"] * (1 + share)}).axes[1].lines[0].get_ydata()
+    first = 1 + share[arrays["budget"] == 0]  # the mean of a budget leaves the row without the column out
+    assert len(mean) == 7 and mean[0] == pytest.approx(np.nanmean(first))
     both = arrays | {"c": arrays["c"] * 1.2, "c_exact": arrays["c"] * 1.5}  # what the fit uses is what is drawn
     assert "attention" not in draw_ratio(result, both).axes[0].get_title()
 

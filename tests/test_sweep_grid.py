@@ -7,6 +7,7 @@ from helpers import sweep_planner
 import sweep
 from isoflop.config import ModelConfig
 from isoflop.flops import count_params
+from isoflop.options import UserError
 from isoflop.sweep import grid
 
 # run_ids of the default sweep on the embedded text, compute type bfloat16: they must never change
@@ -84,3 +85,25 @@ def test_best_rate_is_the_vertex_or_an_edge():
     assert grid.best_rate(rates, [1, 2, 3, 4, 5]) == (pytest.approx(0.01), True)
     assert grid.best_rate(rates[::-1], [5, 4, 3, 2, 1][::-1]) == (pytest.approx(0.16), True)
     assert np.isclose(grid.rate_between(2e4, [(1e4, 0.04), (4e4, 0.01)]), 0.02)
+
+
+def test_a_ladder_trains_each_size_on_so_many_tokens_per_parameter(tmp_path):
+    planner = sweep_planner(tmp_path, {"block_size": 32})
+    (cells,) = grid.stages(sweep.SweepConfig(n_embds=(64, 32, 48), tokens_per_params=(10, 20)), planner, None)
+    assert len(cells) == 6 and [c.flop_budget for c in cells] == sorted(c.flop_budget for c in cells)
+    for cell in cells:
+        ratio = cell.plan.tokens / cell.plan.n_params_matmul
+        assert min(abs(ratio / 10 - 1), abs(ratio / 20 - 1)) < 0.01
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ({}, "needs the sizes: add --depths"),
+        ({"depths": (2, 3), "flop_budgets": (1e12,)}, "--flop_budgets and --tokens_per_params both end a run"),
+        ({"depths": (2, 3), "recentre": True}, "--tokens_per_params and --recentre exclude each other"),
+    ],
+)
+def test_a_ladder_s_flags(flags, words):
+    with pytest.raises(UserError, match=words):
+        sweep.SweepConfig(tokens_per_params=(10.0,), **flags)

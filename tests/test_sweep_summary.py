@@ -80,3 +80,12 @@ def test_too_few_budgets_or_sizes_are_one_line_before_anything_trains(tmp_path):
             folder.append_row(tmp_path / "runs.csv", row)
     found = results.ResultsFile(tmp_path)
     assert note(1e9) == ""
+
+
+def test_a_ladder_says_what_it_can_t_tell_and_goes_one_depth_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", "sweep.py --depths 4 2 3 --tokens_per_params 10 --out_dir out".split())
+    one = sweep.SweepConfig(depths=(4, 2, 3), tokens_per_params=(10.0,))
+    assert "every run has D = 10 N" in summary.too_few(one, None, None)
+    assert summary.too_few(sweep.SweepConfig(depths=(2, 3), tokens_per_params=(10, 20)), None, None) == ""
+    command = summary.next_command(one, sweep_planner(tmp_path), None)
+    assert shlex.split(command)[1:] == "sweep.py --tokens_per_params 10 --out_dir out --depths 5".split()

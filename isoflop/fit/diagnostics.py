@@ -182,7 +182,7 @@ def _holds(row):
 
 
 def draw_ratio(result, arrays):
-    """Training FLOPs over 6ND, by model size."""
+    """Training FLOPs over 6ND, by model size and, of budgets, by budget: each run, and the mean of a budget."""
     n, c, six_nd = arrays["n"], arrays["c"], 6.0 * arrays["n"] * arrays["d"]
     ratio, what = c / six_nd, "FLOPs"
     not_six_nd = bool(np.any(np.abs(ratio - 1) >= 0.01))  # then the picture is of the FLOPs that the fit itself uses
@@ -190,7 +190,12 @@ def draw_ratio(result, arrays):
         ratio, what = arrays["c_exact"] / six_nd, "FLOPs with attention"
     if not np.any(np.abs(ratio - 1) >= 0.01):
         raise Skip("every run's FLOPs are 6ND")
-    fig, ax = figure(8.0, 6.0)
+    of_budget = _by_budget(arrays)
+    if of_budget:
+        fig, (ax, by_budget) = figure(12.0, 6.0, 1, 2, sharey=True)
+        _draw_ratio_by_budget(by_budget, arrays["c"], ratio, of_budget)
+    else:
+        fig, ax = figure(8.0, 6.0)
     colours = "0.5"  # with attention, budgets would coincide
     if not_six_nd:
         colours = colour_bar(fig, ax, c, C_AXIS, flops_tick)(c)
@@ -205,6 +210,30 @@ def draw_ratio(result, arrays):
     ax.set(xlabel=n_axis(result), ylabel=f"{what} / 6ND", title=f"{what} over 6ND")
     legend(fig, ax, columns=3)
     return fig
+
+
+def _by_budget(arrays):
+    """Rows of each budget, of 2 or more; [] without."""
+    index = arrays.get("budget")
+    if index is None:
+        return []
+    groups = [np.flatnonzero(index == i) for i in np.unique(index[index >= 0])]
+    return groups if len(groups) > 1 else []
+
+
+def _draw_ratio_by_budget(ax, c, ratio, groups):
+    """Every run at its budget, and the mean of each with its value."""
+    at = np.array([np.exp(np.log(c[rows]).mean()) for rows in groups])
+    mean = np.array([np.nanmean(ratio[rows]) for rows in groups])
+    rows = np.concatenate(groups)
+    ax.scatter(np.repeat(at, [len(group) for group in groups]), ratio[rows], s=18, c="0.6", lw=0, zorder=2)
+    ax.plot(at, mean, "o-", color=COLOURS["isoflop"], ms=9, lw=1.5, zorder=3)
+    for x, y in zip(at, mean, strict=True):
+        box = {"fc": "white", "ec": "none", "pad": 1.0, "alpha": 0.75}
+        ax.annotate(f"{y:.3f}", (x, y), (0, 9), textcoords="offset points", ha="center", fontsize=12, bbox=box)
+    ax.axhline(1, color="black", lw=1.2)
+    log_axis(ax.xaxis, flops_tick, *span(at, pad=1.6))
+    ax.set(xlabel=C_AXIS, title="Mean of each budget")
 
 
 def draw_scores(result, arrays):

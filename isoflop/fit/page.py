@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from isoflop.display import estimate, fixed, flops, markdown_table, sig
-from isoflop.fit import suggest
+from isoflop.fit import ladder, suggest
 from isoflop.fit.figures import PICTURES
 from isoflop.fit.findings import (
     answers,
@@ -192,6 +192,8 @@ def _laws(result):
     header, rows, said = one_variable_laws(result)
     if rows:
         out += [*_text(_sentence(said)), "", *_table(header, rows)]
+    for header, rows in ladder.tables(result):
+        out += _table(header, rows)
     header, rows = budget_minima(result)
     if rows:
         out += ["The minimum of the isoFLOP curve of each budget:", "", *_table(header, rows)]

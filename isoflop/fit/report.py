@@ -15,7 +15,7 @@ import numpy as np
 
 from isoflop.display import fixed, sig, text_table
 from isoflop.files import atomic, write_text
-from isoflop.fit import suggest
+from isoflop.fit import ladder, suggest
 from isoflop.fit.axes import RC, Skip
 from isoflop.fit.figures import PICTURES
 from isoflop.fit.findings import (
@@ -162,6 +162,7 @@ def summary(result):
         _columns(*law_letters(result)),
         _columns(one_header, one_rows),
         one_said,
+        *[_columns(header, rows) for header, rows in ladder.tables(result)],
         _columns(family_header, family_rows),
         family_said,
         _columns(["exponents", "N* ~ C^a", "D* ~ C^b"], exponents(result)),

@@ -19,6 +19,7 @@ from isoflop.fit.envelope import EnvelopeFit
 from isoflop.fit.forecast import Forecast
 from isoflop.fit.huber import Refusal
 from isoflop.fit.isoflop import IsoflopFit
+from isoflop.fit.ladder import returns
 from isoflop.fit.outliers import Outliers
 from isoflop.fit.parametric import ParametricFit
 from isoflop.fit.power_law import PowerLaw
@@ -85,6 +86,7 @@ class Analysis:
     predictions: dict[str, list[dict]]  # flops, params, target_loss, runs -> rows
     flatness: list[dict]  # rows of flatness()
     compared: bool  # the published laws are among the predictors
+    target_loss: tuple[float, ...]  # losses that were asked for
     refusals: tuple[Refusal, ...]
 
 
@@ -103,6 +105,10 @@ def to_json(analysis: Analysis) -> dict:
     result["envelope"] = _envelope_section(fits.envelope)
     result["compute_law"] = {"frontier": fits.least_losses_of, **_power_section(fits.compute_law)}
     result["compute_law"]["without_E"] = _power_section(fits.compute_law_without_e, ("k", "g"))
+    along = fits.compute_law if fits.compute_law.k is not None else fits.compute_law_without_e
+    if fits.least_losses_of == "runs" and along.k is not None:
+        c, loss = analysis.table.c, analysis.table.loss
+        result["compute_law"]["returns"] = returns(along, c.max(), loss.min(), analysis.target_loss)
     result["kaplan"] = {"L_N": _kaplan_section(fits.kaplan_n), "L_D": _kaplan_section(fits.kaplan_d)}
     result["conventions"] = analysis.conventions
     result["backtest"] = analysis.backtests

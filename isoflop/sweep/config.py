@@ -20,6 +20,7 @@ EXCLUSIVE = (  # pairs of flags that can't be given together
     ("ablation", "simulate"), ("ablation", "api"), ("ablation", "retry"), ("ablation", "law"),
     ("design", "ablation"), ("design", "lrs"), ("design", "tune_lr"), ("design", "recentre"), ("design", "seeds"),
     ("design", "retry"),
+    *(("tokens_per_params", other) for other in "design recentre ablation lrs tune_lr reuse_trunk".split()),
 )  # fmt: skip
 
 
@@ -35,6 +36,9 @@ class SweepConfig:
     n_heads: tuple[int, ...] | None = option(None, "heads, paired (default: as in train.py)", min=1, max=2**12)
     depths: tuple[int, ...] | None = option(None, "instead of --n_embds: N layers, width 64 N each", min=1, max=2**10)
     sizes: int = option(7, "sizes per budget, if none are given", min=1, max=len(SIZE_LADDER))
+    tokens_per_params: tuple[float, ...] | None = option(
+        None, "instead of budgets: each size sees X tokens per N", above=0, max=1e12
+    )
     recentre: bool | None = option(None, "centre sizes on the fit of lower budgets")
     ablation: str | None = option(
         None, "repeat the grid, once per common mistake", choices=("porian",), aliases=("study",)
@@ -114,6 +118,10 @@ class SweepConfig:
             problems.append("--other_vocab is for --ablation porian: leave it out")
         if self.constraints and not (self.api or self.simulate):
             problems.append("--constraints are those of a service: add --api URL, or --simulate LAW to rehearse")
+        if self.tokens_per_params and self.flop_budgets != DEFAULT_BUDGETS:
+            problems.append("--flop_budgets and --tokens_per_params both end a run: leave one out")
+        if self.tokens_per_params and not (self.n_embds or self.depths):
+            problems.append("--tokens_per_params needs the sizes: add --depths 2 3 4 6, or --n_embds 64 96 128")
         if self.check and not self.api:
             problems.append("--check tries the service of --api: give its address")
         if not self.wait and self.slurm is None:

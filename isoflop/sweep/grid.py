@@ -288,11 +288,25 @@ def budget_cells(sc, planner: Planner, flops: float, sizes: list[ModelSize], end
     return cells
 
 
+def ladder_cells(sc, planner: Planner) -> list[Cell]:
+    """The cells of --tokens_per_params: every size on each so many tokens per parameter, C = 6 N D; cheapest first."""
+    cells = []
+    for ratio in sc.tokens_per_params:
+        for size in sizes_of(sc, planner, None, 0.0):
+            n = 1 if planner.refuses(size) else planner.n(size)
+            for seed in sc.seeds or [None]:
+                cells.append(planner.cell(size, 6.0 * ratio * n * n, seed))
+    return sorted(cells, key=lambda cell: cell.flop_budget)
+
+
 def stages(sc, planner: Planner, results, save: bool = True) -> Iterator[list[Cell]]:
     """Lists of cells, each planned when those before it have run (or, in a dry run, as if they never had).
 
     save : whether sizes that follow the results are kept in grid.json.
     """
+    if sc.tokens_per_params:
+        yield list({c.run_id: c for c in ladder_cells(sc, planner)}.values())
+        return
     budgets = sorted(set(sc.flop_budgets))
     groups = [[flops] for flops in budgets] if sc.moves else [budgets]
     tunes = bool(sc.lrs or sc.tune_lr)

@@ -20,6 +20,8 @@ def too_few(sc, planner: Planner, results: ResultsFile) -> str:
     """A line on what this sweep, with the rows in its folder, can't be asked; "" where budgets and sizes suffice."""
     if sc.design:  # it chooses its own
         return ""
+    if sc.tokens_per_params:
+        return ladder_note(sc.tokens_per_params)
     sizes = {}  # of each budget
     for row in results.rows:
         if row["status"] == "ok":
@@ -42,6 +44,16 @@ def too_few(sc, planner: Planner, results: ResultsFile) -> str:
         return text + f"sizes at {', '.join(short[:4])}"
     more = [f"{max(sizes) * 3**i:.3g}" for i in range(1, MIN_OPTIMA - len(budgets) + 1)]
     return text + f"--flop_budgets {' '.join(more)}"
+
+
+def ladder_note(ratios) -> str:
+    """What a sweep over sizes at given D/N can be asked."""
+    if len(set(ratios)) > 1:
+        return ""
+    return (
+        f"note: every run has D = {ratios[0]:g} N: they give L(C) at that ratio, and nothing on the best N for a "
+        "budget; further --tokens_per_params, or --flop_budgets, would"
+    )
 
 
 def what_is_left(todo: list[Cell], planned: int, seconds: list[float], count: int, price, processes: int) -> str:
@@ -89,6 +101,8 @@ def next_command(sc, planner: Planner, results: ResultsFile) -> str:
     """
     if sc.retry and "lr" in planner.flags:
         return ""
+    if sc.tokens_per_params:
+        return next_depth(sc)
     budgets = sorted(set(sc.flop_budgets))
     ratio = 3.0
     if len(budgets) > 1:
@@ -107,6 +121,14 @@ def next_command(sc, planner: Planner, results: ResultsFile) -> str:
     words = ["--flop_budgets", f"{flops:g}", "--n_embds", *(str(size.n_embd) for size in sizes)]
     words += ["--n_layers", *(str(size.n_layer) for size in sizes)]
     return resume_command(without=GRID_FLAGS, more=words)
+
+
+def next_depth(sc) -> str:
+    """The command for one more depth of a ladder, as far above the last as that is above the one before."""
+    depths = sorted(set(sc.depths or ()))
+    if len(depths) < 2:
+        return ""
+    return resume_command(without=GRID_FLAGS, more=["--depths", str(2 * depths[-1] - depths[-2])])
 
 
 def without_result(sc, cells: list[Cell], results: ResultsFile) -> list[tuple[Cell, str]]:
