@@ -134,7 +134,7 @@ def draw_isoflop(result, arrays):
             x = _between(np.log(n[rows]))
             ax.plot(x, law.loss(x, cost.tokens(x, budget["flops"])), "--", color=shade, lw=1)
         if budget["n_opt"] is not None:
-            _draw_parabola(ax, budget, n[rows], loss[rows], shade)
+            _draw_valley(ax, budget, n[rows], loss[rows], shade)
         elif budget["status"] != "too_few_sizes":
             lowest = rows[loss[rows].argmin()]
             ax.scatter(n[lowest], loss[lowest], s=90, **OPEN)
@@ -175,24 +175,31 @@ def _between(x):
     return np.exp(np.linspace(x.min() - 0.15, x.max() + 0.15, 200))
 
 
-def _draw_parabola(ax, budget, n, loss, shade):
+def valley_curve(budget, n, loss):
     """The isoFLOP curve near its optimum: through it, with the curvature of the runs about it, or through all three."""
     x, grid, at, least = np.log(n), np.log(_between(np.log(n))), np.log(budget["n_opt"]), budget["loss"]
+    inside = (grid > x.min()) & (grid < x.max())
     if budget["status"] == "exact":
-        inside = grid[(grid > x.min()) & (grid < x.max())]
-        ax.plot(np.exp(inside), np.polyval(np.polyfit(x - at, loss, 2), inside - at), color=shade, lw=1.2, zorder=3)
-        ax.scatter(budget["n_opt"], least, **(STAR | {"facecolors": "white", "edgecolors": [shade], "linewidths": 1.5}))
-        return
+        return np.exp(grid[inside]), np.polyval(np.polyfit(x - at, loss, 2), grid[inside] - at)
     # runs whose loss is LOCAL_RISE above the optimum weigh half, as in the fit
     weights = 1 / (1 + ((loss / least - 1) / LOCAL_RISE) ** 2)
     curvature = np.sum(weights * (x - at) ** 2 * (loss - least)) / np.sum(weights * (x - at) ** 4)
     rise = max(curvature, 0.0) * (grid - at) ** 2
-    near = (rise < LOCAL_RISE * least) & (grid > x.min()) & (grid < x.max())
-    ax.plot(np.exp(grid[near]), least + rise[near], color=shade, lw=2.2, zorder=3)
+    near = (rise < LOCAL_RISE * least) & inside
+    return np.exp(grid[near]), least + rise[near]
+
+
+def _draw_valley(ax, budget, n, loss, shade):
+    """The curve of a budget and its optimum, open and thin where three sizes leave no room for an error."""
+    exact, least = budget["status"] == "exact", budget["loss"]
+    ax.plot(*valley_curve(budget, n, loss), color=shade, lw=1.2 if exact else 2.2, zorder=3)
     ends = (budget.get("ci95") or {}).get("n_opt")
     if ends:
         ax.plot(ends, [least, least], color="black", lw=1.2, marker="|", ms=9, mew=1.2, zorder=4)
-    ax.scatter(budget["n_opt"], least, color=[shade], **STAR)
+    looks = {"color": [shade]}
+    if exact:
+        looks = {"facecolors": "white", "edgecolors": [shade], "linewidths": 1.5}
+    ax.scatter(budget["n_opt"], least, **(STAR | looks))
 
 
 def _isoflop_entries(groups, name):

@@ -34,6 +34,7 @@ from isoflop.fit.findings import (
     run_answers,
     tests_of,
 )
+from isoflop.fit.html_report import html_report
 from isoflop.fit.main_table import as_csv, as_latex
 from isoflop.fit.page import page
 from isoflop.fit.result import METHODS, convention
@@ -51,7 +52,7 @@ PER_RUN = ("n", "d", "c", "loss", "run_id", "budget", "c_exact", "lr_on_edge")  
 
 def write(result, arrays, out_dir, plots=True, format="png"):
     """
-    Write prediction.md, its main table as predictions.csv and predictions.tex, and the pictures.
+    Write prediction.md, its main table as predictions.csv and predictions.tex, the pictures and report.html.
 
     Parameters
     ----------
@@ -64,7 +65,7 @@ def write(result, arrays, out_dir, plots=True, format="png"):
     out_dir : str or Path
         A folder that is there.
     plots : bool
-        False writes no pictures.
+        False writes neither pictures nor report.html.
     format : str
         Of the pictures, one of FORMATS.
 
@@ -94,6 +95,8 @@ def write(result, arrays, out_dir, plots=True, format="png"):
         "predictions.csv": as_csv(result),
         "predictions.tex": as_latex(result),
     }
+    if plots:
+        texts["report.html"] = html_report(result, _some_runs(arrays))
     for name, text in texts.items():
         write_text(out_dir / name, text)
     if full:
