@@ -22,7 +22,8 @@ def folder(tmp_path_factory):
     n, d, c, loss = isoflop_runs(PUBLISHED["besiroglu"], 0.002, budgets=(1e19, 3e19, 1e20, 3e20))
     names = [f"</script><b>{i}" for i in range(len(n))]
     write_runs(out / "runs.csv", {"run_id": names, "n": n, "d": d, "loss": loss})
-    assert fit.main([str(out / "runs.csv"), "--predict_flops", *ASKED, "--out_dir", str(out), "--bootstrap", "100"]) == 0
+    flags = ["--predict_flops", *ASKED, "--out_dir", str(out), "--bootstrap", "100"]
+    assert fit.main([str(out / "runs.csv"), *flags]) == 0
     return out
 
 
