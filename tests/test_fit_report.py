@@ -24,7 +24,7 @@ from isoflop.fit.findings import (
 from isoflop.fit.result import bands, to_arrays, to_json
 
 LAW = laws.Law(1.7, 400.0, 1500.0, 0.34, 0.36)
-TEXTS = ["prediction.md", "predictions.csv", "predictions.tex"]
+TEXTS = ["prediction.md", "predictions.csv", "predictions.tex", "report.html"]
 OPTIONS = {"bootstrap": 200, "predict_flops": (1e21, 1e22)}
 
 

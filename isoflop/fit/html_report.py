@@ -74,7 +74,7 @@ def _data(result, arrays):
         kept = {key: budget[key] for key in ("flops", "n_opt", "loss")}
         mine = member == i
         curve = []
-        if budget["n_opt"] is not None:
+        if budget["n_opt"] is not None and mine.any():
             curve = np.transpose(valley_curve(budget, n[mine], loss[mine])).tolist()
         budgets.append(kept | {"curve": curve})
     run_id = arrays.get("run_id")

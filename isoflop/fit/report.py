@@ -95,13 +95,15 @@ def write(result, arrays, out_dir, plots=True, format="png"):
         "predictions.csv": as_csv(result),
         "predictions.tex": as_latex(result),
     }
-    if plots:
-        texts["report.html"] = html_report(result, _some_runs(arrays))
     for name, text in texts.items():
         write_text(out_dir / name, text)
+    names = [*drawn, *texts]
+    if plots:
+        names.append("report.html")
+        write_text(out_dir / names[-1], html_report(result, _some_runs(arrays)))
     if full:
         raise full
-    return [out_dir / name for name in (*drawn, *texts)]
+    return [out_dir / name for name in names]
 
 
 def _some_runs(arrays):
