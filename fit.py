@@ -30,7 +30,7 @@ from isoflop.fit.compare import compare_families
 from isoflop.fit.coupled import DRAWS, fit_coupled
 from isoflop.fit.envelope import fit_envelope
 from isoflop.fit.huber import DELTA, RESAMPLES
-from isoflop.fit.isoflop import BUDGET_TOL, expected_bias, fit_isoflop
+from isoflop.fit.isoflop import BUDGET_TOL, expected_bias, fit_isoflop, hold_bias
 from isoflop.fit.logs import scores
 from isoflop.fit.outliers import find_outliers, loss_weights
 from isoflop.fit.parametric import fit_parametric
@@ -326,10 +326,7 @@ def analyse(table: Table, options: Options, targets: Table | None = None) -> Ana
     questions = (budgets, options.predict_params, options.target_loss, targets)
     variants = isoflop_variants(fits.isoflop)
     predictions, below_floor = predict(predictors, *questions, skill, fits.cost, variants)
-    bias = None
-    if fits.coupled.law is not None:
-        bias = expected_bias(fits.isoflop, fits.coupled.law, table.n, table.d, table.c, fits.cost, ())
-    best, unanswered = forecast(fits.isoflop, fits.coupled, budgets, fits.cost, skill.c_max, bias)
+    best, unanswered = forecast(fits.isoflop, fits.coupled, budgets, fits.cost, skill.c_max)
     if targets is not None:
         single = forecast_runs(fits.isoflop, fits.coupled, targets, fits.cost, skill.c_max)
         predictions["runs"] = single + predictions["runs"]
@@ -371,6 +368,8 @@ def fit_methods(table: Table, options: Options) -> Fits:
     if table.budget is not None and (table.budget > 0).all():
         requested = table.budget
     isoflop = fit_isoflop(n, d, c, loss, requested, options.budget_tol, options.isoflop_method, resamples, seed)
+    if coupled.law is not None:
+        isoflop = hold_bias(isoflop, expected_bias(isoflop, coupled.law, n, d, c, cost, ()), cost)
     fewer = min(resamples, ENVELOPE_RESAMPLES)
     envelope = fit_envelope(table.curve, options.envelope_rule, options.envelope_keep_ends, fewer, seed)
 

@@ -28,10 +28,11 @@ from isoflop import laws  # noqa: E402
 from isoflop.display import text_table  # noqa: E402
 from isoflop.fit.coupled import fit_coupled  # noqa: E402
 from isoflop.fit.forecast import HEAD_START, LossLine, forecast_isoflop, line_forecast, noise_of  # noqa: E402
-from isoflop.fit.isoflop import expected_bias, fit_isoflop  # noqa: E402
+from isoflop.fit.isoflop import expected_bias, fit_isoflop, hold_bias  # noqa: E402
 from isoflop.fit.power_law import fit_power_law  # noqa: E402
 from isoflop.fit.table import read  # noqa: E402
 
+RESAMPLES = 400  # for ci95, which pi95 of N_opt holds
 FURTHEST = 30.0  # times the largest compute fitted
 DISTANCES = ((1, 3), (3, 6), (6, 13.5), (13.5, 30))
 BEFORE = 0.0126  # half-width of pi95 over ln(C / C_max) + .5 that the issue proposed for the line
@@ -84,7 +85,7 @@ def hold_outs(name, table, beyond=(), least=4):
         if k < len(budgets):
             edge = np.sqrt(top * budgets[k].flops)
         below = table.c < edge
-        fit = fit_isoflop(*(v[below] for v in (table.n, table.d, table.c, table.loss)), resamples=0)
+        fit = fit_isoflop(*(v[below] for v in (table.n, table.d, table.c, table.loss)), resamples=RESAMPLES)
         known = [v for v in fit.budgets if v.status == "ok"]
         if len(known) < least or fit.a is None:
             continue
@@ -223,7 +224,7 @@ def all_hold_outs(reference, least=4):
 # ----- sweeps about a law that holds exactly -----
 
 
-def under_a_law(law, shift, noise, seed, resamples=400):
+def under_a_law(law, shift, noise, seed, resamples=RESAMPLES):
     """One sweep of 5 budgets x 7 sizes: what ci95 holds, errors of ln L at AHEAD_OF_GRID; None without intervals."""
     n, _, c = laws.isoflop_grid(law, np.geomspace(1e18, 1e20, 5), 7)
     n = shift * n
@@ -234,8 +235,8 @@ def under_a_law(law, shift, noise, seed, resamples=400):
         return None
     surface = fit_coupled(n, d, loss, c, resamples=0).law
     at = AHEAD_OF_GRID * c.max()
-    bias = expected_bias(fit, surface, n, d, c, others=())
-    (row,), _ = forecast_isoflop(fit, [at], c.max(), bias)
+    fit = hold_bias(fit, expected_bias(fit, surface, n, d, c, others=()))
+    (row,), _ = forecast_isoflop(fit, [at], c.max())
     least, best, (a, _) = law.frontier_loss(at), law.optimum(at)[0], law.exponents()
     a_low, a_high = np.percentile(fit.draws["a"], (2.5, 97.5))
     low, high = row.loss.ci95

@@ -21,7 +21,8 @@ from scipy.interpolate import PchipInterpolator  # noqa: E402
 
 from isoflop import laws  # noqa: E402
 from isoflop.display import text_table  # noqa: E402
-from isoflop.fit.isoflop import fit_isoflop  # noqa: E402
+from isoflop.fit.coupled import fit_coupled  # noqa: E402
+from isoflop.fit.isoflop import expected_bias, fit_isoflop, hold_bias  # noqa: E402
 from isoflop.fit.table import read  # noqa: E402
 
 METHODS = ("pooled", "local", "akima", "parabola")
@@ -177,34 +178,48 @@ def regret_table(sweeps):
 
 
 def noise_table(seeds, noises=(0.003, 0.01), methods=("pooled", "local"), resamples=500):
-    """Errors and coverage of ci95 by method, over the grids of two laws and the noises: {(method, quantity): mean}."""
-    rows, every = [], {}
+    """
+    Errors and coverage of ci95 by method, over the grids of two laws and the noises: text, {(method, quantity): mean},
+    and coverage of a by "pooled" {(law, grid, noise): share}.
+    """
+    rows, every, of_a = [], {}, {}
     for name in ("besiroglu", "coupled p=2"):
-        law = LAWS[name]
-        ln_c, best, windows = grids(law)
+        ln_c, best, windows = grids(LAWS[name])
         for grid, ln_n in windows.items():
-            n, d, c, clean = runs_of(law, ln_c, ln_n)
             for noise in noises:
+                held = noisy_sweeps(LAWS[name], ln_c, best, ln_n, noise, seeds, methods, resamples)
                 row = [name, grid, f"{noise:g}"]
                 for method in methods:
-                    held = {"a": [], "N*": [], "loss": [], "error of a": [], "error of N*": []}
-                    for seed in range(seeds):
-                        draw = np.random.default_rng(1000 + seed).standard_normal(len(n))
-                        fit = fit_isoflop(
-                            n, d, c, clean * np.exp(noise * draw), how=method, resamples=resamples, seed=seed
-                        )
-                        if fit.a is not None:
-                            _score(fit, law, ln_c, best, held)
-                    for key, values in held.items():
+                    for key, values in held[method].items():
                         every.setdefault((method, key), []).append(np.mean(values))
-                    row += [f"{np.mean(held['a']):.2f}", f"{np.mean(held['N*']):.2f}", f"{np.mean(held['loss']):.2f}"]
-                    row += [f"{np.sqrt(np.mean(held['error of N*'])):.3f}"]
+                    row += [f"{np.mean(held[method][key]):.2f}" for key in ("a", "N*", "loss")]
+                    row.append(f"{np.sqrt(np.mean(held[method]['error of N*'])):.3f}")
+                    row.append(f"{np.median(held[method]['half-width of a']):.4f}")
                 rows.append(row)
+                of_a[name, grid, noise] = float(np.mean(held[methods[0]]["a"]))
     mean = {k: float(np.mean(v)) for k, v in every.items()}
     head = ["law", "grid", "noise"]
     for method in methods:
-        head += [f"a in ci95, {method}", "N*", "loss", "rmse ln N*"]
-    return text_table(head, rows), mean
+        head += [f"a in ci95, {method}", "N*", "loss", "rmse ln N*", "half-width of a"]
+    return text_table(head, rows), mean, of_a
+
+
+def noisy_sweeps(law, ln_c, best, ln_n, noise, seeds, methods=("pooled",), resamples=500):
+    """{method: {quantity: list}} of sweeps about a law, fitted as fit.py does: ci95 holds the bias of the minima."""
+    n, d, c, clean = runs_of(law, ln_c, ln_n)
+    keys = ("a", "N*", "loss", "error of a", "error of N*", "half-width of a")
+    held = {method: {key: [] for key in keys} for method in methods}
+    for seed in range(seeds):
+        draw = np.random.default_rng(1000 + seed).standard_normal(len(n))
+        loss = clean * np.exp(noise * draw)
+        surface = fit_coupled(n, d, loss, c, resamples=0).law
+        for method in methods:
+            fit = fit_isoflop(n, d, c, loss, how=method, resamples=resamples, seed=seed)
+            if surface is not None:
+                fit = hold_bias(fit, expected_bias(fit, surface, n, d, c, others=()))
+            if fit.a is not None:
+                _score(fit, law, ln_c, best, held[method])
+    return held
 
 
 def _score(fit, law, ln_c, best, held):
@@ -214,6 +229,7 @@ def _score(fit, law, ln_c, best, held):
     if "a" in fit.draws:
         low, high = np.percentile(fit.draws["a"], (2.5, 97.5))
         held["a"].append(low <= fit.a - miss_a <= high)
+        held["half-width of a"].append(0.5 * (high - low))
     for v in fit.budgets:
         if v.ci:
             i = int(np.argmin(np.abs(ln_c - np.log(v.flops))))

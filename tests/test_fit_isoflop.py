@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from isoflop import laws
-from isoflop.fit.isoflop import expected_bias, fit_isoflop, group_budgets
+from isoflop.fit.isoflop import expected_bias, fit_isoflop, group_budgets, hold_bias
 from isoflop.fit.table import read
 from isoflop.options import UserError
 
@@ -157,6 +157,25 @@ def test_expected_bias_of_noisy_runs_is_that_of_their_own_smoothing():
         bias = expected_bias(fit, LAW, n, d, c)
         assert len(bias["budgets"]) == 5 and abs(bias[f"{how}_bias_a"]) < 0.01
     assert expected_bias(fit_isoflop(n, d, c, n, resamples=0), LAW, n, d, c) is None
+
+
+def test_intervals_hold_the_bias_of_the_minima():
+    """Half of the draws are where they were, half are moved by minus the bias: as wide as it takes, and no wider."""
+    n, d, c, loss = sweep(0.003, 5)
+    cost = laws.Cost(6.0, 0.1)
+    fit = fit_isoflop(n, d, c, loss, resamples=1000)
+    assert hold_bias(fit, None) is fit and hold_bias(fit, {"local_bias_a": 0.1}) is fit
+    wide = hold_bias(fit, {"pooled_bias_a": 0.2, "pooled_n_ratio": 1.5}, cost)
+    np.testing.assert_array_equal(wide.draws["a"][::2], fit.draws["a"][::2])
+    np.testing.assert_allclose(wide.draws["a"][1::2], fit.draws["a"][1::2] - 0.2)
+    x = np.log(fit.budgets[-1].flops)
+    drawn, was = (f.draws["ln_k_n"][1::2] + f.draws["a"][1::2] * x for f in (wide, fit))
+    np.testing.assert_allclose(drawn, was - np.log(1.5))
+    drawn, was = (f.draws["ln_k_d"][1::2] + f.draws["b"][1::2] * x for f in (wide, fit))
+    np.testing.assert_allclose(drawn, was + 1.1 * np.log(1.5))
+    low, high = np.percentile(wide.draws["a"], (2.5, 97.5))
+    assert low < fit.a - 0.2 and fit.a < high < low + 0.2 + 4 * fit.draws["a"].std()
+    assert (wide.a, wide.bias_held) == (fit.a, {"a": 0.2, "n_ratio": 1.5, "flops": fit.budgets[-1].flops})
 
 
 def test_curvature_of_the_optima_is_tested():

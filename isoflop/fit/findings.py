@@ -302,6 +302,11 @@ def _remarks_on_power_laws(result):
             errors.append(f"{name}: a {bias[f'{method}_bias_a']:+.4f}, N* x {sig(bias[f'{method}_n_ratio'], 3)}")
     if errors:
         said.append(f"bias of the isoFLOP fit on this grid, if the parametric fit were exact: {'; '.join(errors)}")
+    held = section(result, "isoflop").get("bias_held")
+    if held:
+        family = (result.get("coupled") or {}).get("family", "forecasting")
+        off = f"a {held['a']:+.4f}, N* x {sig(held['n_ratio'], 3)} at {flops(held['flops'])}"
+        said.append(f"ci95 of the isoFLOP fit's a, b, N* and D* holds the bias that it has by the {family} law: {off}")
     law = points(result, "compute_law", ("E", "k", "g"))
     if law is not None and not in_common(result):
         e, k, g = law

@@ -51,7 +51,7 @@ HEAD_START = 0.5  # of the distance in ln C: fits are already off at their edge
 SLOPE, SLOPE_SD = 0.5, 0.1
 SIZE_SD, SIZE_SD_WEIGHT = 0.08, 4.0  # the latter in degrees of freedom
 SIZE_DRIFT = 0.05
-SIZE_HALF = 2.0  # pi95 in hypotenuses of the line's sd and one minimum's, from the same hold-outs
+SIZE_HALF = 1.9  # pi95 in hypotenuses of the line's sd and one minimum's, from the same hold-outs; it holds ci95
 
 
 @dataclass(frozen=True)
@@ -194,15 +194,23 @@ def size_line(flops, n_opt, at):
     return to @ line, np.sqrt(((to @ covariance) * to).sum(1)), float(np.sqrt(scatter2))
 
 
-def _quantity(ln_point, ln_low, ln_high, ln_half):
-    """exp of logs. What the line leaves open is never more than what new runs have shown: ci95 is inside pi95."""
+def _quantity(ln_point, ln_low, ln_high, ln_half, widen):
+    """
+    exp of logs, ci95 inside pi95: pi95 is widened to hold it, or ci95 cut to what new runs have shown.
+
+    The loss of public sweeps says that its line leaves less open than it claims; of N the runs may leave more open than
+    those sweeps did, and a cut interval then misses the truth.
+    """
     low, high = ln_point - ln_half, ln_point + ln_half
-    ends = np.exp([max(low, min(ln_low, ln_point)), min(high, max(ln_high, ln_point)), low, high])
+    ln_low, ln_high = min(ln_low, ln_point), max(ln_high, ln_point)
+    if widen:
+        low, high = min(low, ln_low), max(high, ln_high)
+    ends = np.exp([max(low, ln_low), min(high, ln_high), low, high])
     ci_low, ci_high, low, high = (float(v) for v in ends)
     return Quantity(float(np.exp(ln_point)), (ci_low, ci_high), (low, high))
 
 
-def line_forecast(flops, loss, n_opt, d_opt, at, c_max=None, noise=0.0, se=0.0, drawn=None, moved=0.0):
+def line_forecast(flops, loss, n_opt, d_opt, at, c_max=None, noise=0.0, se=0.0, drawn=None):
     """
     Loss, N and D at compute `at`, from the minima of isoFLOP curves.
 
@@ -220,8 +228,6 @@ def line_forecast(flops, loss, n_opt, d_opt, at, c_max=None, noise=0.0, se=0.0, 
         Standard error of the minima's ln loss.
     drawn : (slopes (B,), intercepts (B,)), optional
         Of lines of ln N_opt over ln C, bootstrapped: ci95 of N and D is theirs. Without them it is size_line's.
-    moved : float or (M,) array
-        Minus the bias of ln N_opt, known from elsewhere: ci95 of N and D reaches as much further.
 
     Returns
     -------
@@ -247,29 +253,24 @@ def line_forecast(flops, loss, n_opt, d_opt, at, c_max=None, noise=0.0, se=0.0, 
     if drawn is not None:
         lines = drawn[1][:, None] + drawn[0][:, None] * np.log(at)
         n_low, n_high = np.percentile(lines, PERCENTILES, axis=0)
-    n_low, n_high = n_low + np.minimum(moved, 0.0), n_high + np.maximum(moved, 0.0)
     n_half = SIZE_HALF * np.hypot(n_sd, scatter)
     cost = cost_of(n_opt, d_opt, flops)
     ln_d = np.log(cost.tokens(np.exp(ln_n), at))
     share = 1 + cost.rho  # of an error of ln N in ln D at one C
     out = []
     for i, c in enumerate(at):
-        loss = _quantity(ln_loss[i], loss_low[i], loss_high[i], loss_half[i])
-        sizes = [_quantity(ln_n[i], n_low[i], n_high[i], n_half[i])]
+        loss = _quantity(ln_loss[i], loss_low[i], loss_high[i], loss_half[i], widen=False)
+        sizes = [_quantity(ln_n[i], n_low[i], n_high[i], n_half[i], widen=True)]
         below, above = ln_n[i] - n_low[i], n_high[i] - ln_n[i]
         for ln_point, factor in ((ln_d[i], share), (ln_d[i] - ln_n[i], 1 + share)):  # D and D / N fall where N rises
             ends = ln_point - factor * above, ln_point + factor * below
-            sizes.append(_quantity(ln_point, *ends, factor * n_half[i]))
+            sizes.append(_quantity(ln_point, *ends, factor * n_half[i], widen=True))
         out.append(Forecast(float(c), "isoflop", loss, *sizes))
     return tuple(out)
 
 
-def forecast_isoflop(fit, at, c_max=None, bias=None):
-    """
-    line_forecast from an IsoflopFit: (tuple of Forecast, tuple of Refusal).
-
-    bias : of expected_bias(), optional. ci95 of N and D then holds the N_opt that the minima have by it, too.
-    """
+def forecast_isoflop(fit, at, c_max=None):
+    """line_forecast from an IsoflopFit: (tuple of Forecast, tuple of Refusal)."""
     known = [v for v in fit.budgets if v.status == "ok"]
     if len(known) < MIN_OPTIMA or fit.a is None:
         why = f"{len(known)} budgets have a minimum inside their sizes; a forecast needs {MIN_OPTIMA}; add budgets"
@@ -280,17 +281,13 @@ def forecast_isoflop(fit, at, c_max=None, bias=None):
     minima = [[getattr(v, k) for v in known] for k in ("flops", "loss", "n_opt", "d_opt")]
     if c_max is None:
         c_max = max(v.flops for v in fit.budgets)
-    noise, drawn, moved = noise_of(fit), None, 0.0
+    noise, drawn = noise_of(fit), None
     se = OPTIMUM_SE * noise
     if fit.pooled is not None:
         se *= 1 + T_LESS_Z / fit.pooled.freedom
     if "a" in fit.draws:
         drawn = fit.draws["a"], fit.draws["ln_k_n"]
-    method = known[0].method
-    if bias is not None and f"{method}_bias_a" in bias:
-        last = max(v.flops for v in known)
-        moved = -np.log(bias[f"{method}_n_ratio"]) - bias[f"{method}_bias_a"] * np.log(np.asarray(at, float) / last)
-    return line_forecast(*minima, at, c_max, noise, se, drawn, moved), ()
+    return line_forecast(*minima, at, c_max, noise, se, drawn), ()
 
 
 def noise_of(fit):

@@ -68,6 +68,7 @@ class IsoflopFit:
     lowest_runs: dict = field(default_factory=dict)  # the lowest run of every budget as its optimum: same keys
     exact_line: dict = field(default_factory=dict)  # without `a`: through all minima, those of three sizes, too
     lost: float = 0.0  # share of resamples without a line
+    bias_held: dict = field(default_factory=dict)  # what hold_bias() put into the draws: a, n_ratio at `flops`
     pooled: PooledFit | None = None  # of the budgets "ok" and "extrapolated", by rising C; method "pooled" only
     refusals: tuple = ()
     warnings: tuple = ()
@@ -461,6 +462,35 @@ def expected_bias(fit, law, n, d, c, cost=SIX_ND, others=("local", "parabola")):
                 ratio = float(np.exp(minima.ln_n[0, g] - exact[g]))
                 out["budgets"].append({"flops": known[g].flops, "n_ratio": ratio})
     return out
+
+
+def hold_bias(fit, bias, cost=SIX_ND):
+    """
+    The fit whose intervals hold the bias of its minima: every second draw of the lines is moved by minus the bias.
+
+    Draws know the noise of the runs, and not that a smooth curve chosen on them lies off to one side where the sizes
+    lie to one side of the optimum. Half of the draws take the law's word for how far: about a line that is off so, and
+    about one that is not, the percentiles of all draws hold 95%.
+
+    Parameters
+    ----------
+    bias : dict or None
+        Of expected_bias(), by a law fitted to these runs.
+
+    Returns
+    -------
+    IsoflopFit, its `bias_held` filled; the same fit without draws or without a bias of its method
+    """
+    known = [v for v in fit.budgets if v.status == "ok"]
+    if bias is None or "a" not in fit.draws or f"{known[0].method}_bias_a" not in bias:
+        return fit
+    a, n_ratio = bias[f"{known[0].method}_bias_a"], bias[f"{known[0].method}_n_ratio"]
+    ln_k_n = np.log(n_ratio) - a * np.log(known[-1].flops)
+    share = 1 + cost.rho  # of an error of ln N in ln D at one C
+    draws, half = dict(fit.draws), np.arange(len(fit.draws["a"])) % 2
+    for name, off in (("a", a), ("ln_k_n", ln_k_n), ("b", -share * a), ("ln_k_d", -share * ln_k_n)):
+        draws[name] = draws[name] - off * half
+    return replace(fit, draws=draws, bias_held={"a": a, "n_ratio": n_ratio, "flops": known[-1].flops})
 
 
 def _pooled_minima_of(fit, clean, n, d, c):

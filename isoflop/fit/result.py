@@ -234,7 +234,7 @@ def _isoflop_section(fits):
         out |= _lines(fit)
         out |= {"scatter_ln_n": fit.scatter, "all_points_parabola": fit.all_points}
         out |= {"expected_bias": fits.expected_bias, "lowest_runs": fit.lowest_runs}
-        out["curvature_ln_n"] = fit.curvature or None
+        out |= {"bias_held": fit.bias_held or None, "curvature_ln_n": fit.curvature or None}
     if fit.exact_line:
         out["exact_line"] = fit.exact_line  # without an interval, also where the power laws are refused
     out["warnings"] = _warnings(fit.warnings)

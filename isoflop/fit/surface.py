@@ -27,7 +27,7 @@ from isoflop.fit.predict import run_row
 METHOD = "forecast"  # name of single runs' rows in predictions.runs
 
 
-def forecast(isoflop, coupled, at, cost, c_max, bias=None):
+def forecast(isoflop, coupled, at, cost, c_max):
     """
     One Forecast per compute: (tuple of Forecast, tuple of Refusal).
 
@@ -41,10 +41,8 @@ def forecast(isoflop, coupled, at, cost, c_max, bias=None):
         What a run of N and D costs.
     c_max : float
         Largest compute of any run, from where distance counts.
-    bias : dict, optional
-        Of the minima, by isoflop.expected_bias() and the coupled law: ci95 of N and D holds it.
     """
-    rows, refusals = forecast_isoflop(isoflop, at, c_max, bias)
+    rows, refusals = forecast_isoflop(isoflop, at, c_max)
     if rows:
         return rows, ()
     if coupled.law is None:
