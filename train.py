@@ -32,7 +32,7 @@ from isoflop.distributed import DistributedEnv, launch, resume_command, stop_sig
 from isoflop.files import folder_lock, writable_folder
 from isoflop.optim import schedule
 from isoflop.optim.build import build
-from isoflop.optim.parallel import accumulate, replicate
+from isoflop.optim.parallel import accumulate, broadcast_weights, replicate
 from isoflop.options import explain
 from isoflop.train import checkpoint, tracking
 from isoflop.train.failures import blown_up, find_micro_batch, note_failure
@@ -317,7 +317,10 @@ def build_model(run: Setup) -> GPT:
     torch.manual_seed(run.tc.seed)  # here, so that a sweep's cell equals the same command line
     torch.set_float32_matmul_precision("high")  # TF32 where there are tensor cores; exact on a CPU
     model = load_model(run.restored.folder) if run.restored else GPT(run.mc)
-    return model.to(run.env.device)
+    model = model.to(run.env.device)
+    if run.env.size > 1:
+        broadcast_weights(model)
+    return model
 
 
 def build_optimizer(run: Setup, model):

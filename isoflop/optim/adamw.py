@@ -94,7 +94,7 @@ class FlatAdamW:
         flat = torch.zeros(self.buckets[-1].span.stop, device=self.params[0].device)
         for view, p in zip(self._views(flat), self.params, strict=True):
             view.copy_(p.detach())
-        if dist.is_initialized():
+        if self.world_size > 1:
             dist.broadcast(flat, 0)
         self.weights = flat if dtype == torch.float32 else flat.to(dtype)
         self.master = torch.cat([flat[b.mine] for b in self.buckets]) if self.sharded else flat

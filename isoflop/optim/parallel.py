@@ -4,11 +4,18 @@ import contextlib
 import inspect
 from collections.abc import Iterator
 
+import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 SYNC_BUFFERS = "forward_sync_buffers"  # since torch 2.13, which warns of the name before
 if SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
     SYNC_BUFFERS = "broadcast_buffers"
+
+
+def broadcast_weights(model):
+    """Give all processes rank 0's weights, which are theirs already where all have the same kind of machine."""
+    for p in model.parameters():
+        dist.broadcast(p.data, 0)
 
 
 def replicate(model, device: str) -> DistributedDataParallel:
