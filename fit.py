@@ -30,6 +30,7 @@ from isoflop.fit.compare import compare_families
 from isoflop.fit.coupled import DRAWS, fit_coupled
 from isoflop.fit.envelope import fit_envelope
 from isoflop.fit.huber import DELTA, RESAMPLES
+from isoflop.fit.inverse import forecast_params, forecast_target
 from isoflop.fit.isoflop import BUDGET_TOL, expected_bias, fit_isoflop, hold_bias
 from isoflop.fit.logs import scores
 from isoflop.fit.outliers import find_outliers, loss_weights
@@ -192,7 +193,7 @@ def run(paths, out_dir=None, **options) -> dict:
     if options.by is not None:
         parts = series.split(table, options.by)
         base = series.choose_base(list(parts), options.base, options.by)
-    folder = writable_folder(options.out_dir or Path(paths[0]).resolve().parent / "fit")
+    folder = folder_of(options, paths)
     if parts:
         return fit_series(parts, base, paths, folder, options, targets)
     return fit_table(table, paths, folder, options, targets, suggestions)[1]
@@ -205,7 +206,7 @@ def fit_other_law(paths, options: Options) -> dict:
     targets = read_rows(options.predict_runs, options)
     check_plots(options)
     answer = law.fit(table, options, targets)
-    folder = writable_folder(options.out_dir or Path(paths[0]).resolve().parent / "fit" / options.law_of)
+    folder = folder_of(options, paths, options.law_of)
     return other_laws.write(options.law_of, table.info, answer, folder, options.plots, options.format)
 
 
@@ -269,12 +270,22 @@ def propose(table: Table | None, options: Options) -> dict | None:
 def first_round(paths, options: Options) -> dict:
     """Runs to do first, from a table that has none; fit.json, suggested.csv and prediction.md hold nothing else."""
     suggestions = propose(None, options)
-    folder = writable_folder(options.out_dir or Path(paths[0]).resolve().parent / "fit")
+    folder = folder_of(options, paths)
     result = {"suggestions": clean(suggestions)}
     write_json(folder / "fit.json", result, indent=1, allow_nan=False)
     suggest.write_csv(folder / "suggested.csv", suggestions)
     write_text(folder / "prediction.md", "# Runs to do first\n\n" + "\n".join(suggest.page(result)) + "\n")
     return result
+
+
+def folder_of(options: Options, paths, *below: str) -> Path:
+    """Where to write, made; --out_dir DIR/fit.json is DIR. Default: fit/ beside the first file, and `below` it."""
+    if options.out_dir is None:
+        return writable_folder(Path(paths[0]).resolve().parent.joinpath("fit", *below))
+    asked = Path(options.out_dir)
+    if asked.name == "fit.json" and not asked.is_dir():
+        asked = asked.parent
+    return writable_folder(asked)
 
 
 def columns_of(options: Options) -> dict:
@@ -326,7 +337,18 @@ def analyse(table: Table, options: Options, targets: Table | None = None) -> Ana
     questions = (budgets, options.predict_params, options.target_loss, targets)
     variants = isoflop_variants(fits.isoflop)
     predictions, below_floor = predict(predictors, *questions, skill, fits.cost, variants)
+
+    def answer(at):
+        return forecast(fits.isoflop, fits.coupled, at, fits.cost, skill.c_max)[0]
+
     best, unanswered = forecast(fits.isoflop, fits.coupled, budgets, fits.cost, skill.c_max)
+    backwards = {
+        "params": forecast_params(answer, options.predict_params, fits.cost, skill.c_max),
+        "target_loss": forecast_target(answer, options.target_loss, skill.c_max),
+    }
+    for question, (rows, refused) in backwards.items():
+        predictions[question] = rows + predictions[question]
+        unanswered += tuple(refused)
     if targets is not None:
         single = forecast_runs(fits.isoflop, fits.coupled, targets, fits.cost, skill.c_max)
         predictions["runs"] = single + predictions["runs"]

@@ -250,6 +250,7 @@ def sweep(job: Job, here: executors.InGroup) -> int:
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder_lock(sc.out_dir, "sweep"))
         results = ResultsFile.open(sc.out_dir, job.planner.source, job.texts, drop=sc.drop_bad_rows)
+        results.price_per_hour = sc.price_per_hour
         if sc.api and job.asked.flops_used() is not None:
             env.print0(f"the service has counted {job.asked.used:.4g} FLOPs")
             results.elsewhere = max(0.0, job.asked.used - results.spent())

@@ -68,6 +68,7 @@ ALIASES = {
     "tokens_per_params": ("tokens_per_param",),
     "warmup_iters": ("warmup_steps",), "warmup_ratio": ("warmup_frac",), "wd": ("weight_decay",),
 }  # fmt: skip
+FILES = ("input", "input_file", "csv", "runs", "file")  # what people type before the files that need no flag
 ELSEWHERE = {"dry_run": "plan.py prints what a run will be, and sweep.py has --dry_run"}  # no flag of this script
 RANK0_SPEAKS_S = 30  # seconds for rank 0 to start and say what is wrong
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -177,6 +178,11 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self._suggestion(unknown)}")
         return found
 
+    @property
+    def _takes_files(self) -> bool:
+        """Whether files are named without a flag."""
+        return any(action.dest == "paths" for action in self._actions)
+
     def _with_underscores(self, words: list[str]) -> list[str]:
         """The words, with flags spelled as they were defined: --n-layer=4 becomes --n_layer=4."""
         known = {name.replace("-", "_"): name for name in self._option_string_actions if name.startswith("--")}
@@ -188,6 +194,9 @@ class Parser(argparse.ArgumentParser):
                 typed, sign, value = word.partition("=")
                 plain = typed.replace("-", "_")
                 name = known.get(plain, typed)
+                if plain not in known and plain[2:] in FILES and self._takes_files:
+                    out += [value] if sign else []
+                    continue
                 if plain not in known:
                     meant = [known["__" + alias] for alias in ALIASES.get(plain[2:], ()) if "__" + alias in known]
                     name = meant[0] if meant else typed

@@ -106,6 +106,7 @@ def test_aliases_of_the_field_are_taken_and_messages_name_what_was_typed(capsys)
         ("train", "--num_layers 2.5", "--num_layers 2.5 must be a whole number"),
         ("fit", "--resamples x", "--resamples x must be a whole number"),
         ("fit", "--out", "--out expected one argument"),
+        ("fit", "--input no_such.csv --output fit.json", "no_such.csv"),
         ("plan", "--gpus x", "the nearest is --gpu"),
         ("plan", "--tokens_per_parameter x", "--tokens_per_parameter x must be"),
         ("data", "--out", "--out expected one argument"),

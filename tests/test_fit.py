@@ -250,6 +250,26 @@ def test_designs_that_cannot_carry_a_law_are_refused_or_marked_as_the_priors(tmp
         assert row["loss"]["pi95"][0] < LAW.frontier_loss(row["flops"]) < row["loss"]["pi95"][1]
 
 
+def test_a_lab_of_three_runs_of_one_budget_gets_its_page(tmp_path):
+    """Five letters with wide ci95, D for 1B, the exact minimum, both paragraphs, and one line of refusals."""
+    n = np.array([5e6, 2.5e7, 1e8])
+    path = runs_file(tmp_path, n, 1.35e17 / 6 / n, [4.65, 4.21, 4.35])
+    flags = "--predict_params 1e9 --no-plots --bootstrap 300".split()
+    assert status_of("--input", path, "--output", tmp_path / "lab" / "fit.json", *flags) == 0
+    result = json.loads((tmp_path / "lab" / "fit.json").read_text())
+    assert [result["coupled"][letter]["ci95"] is not None for letter in ("E", "A", "B", "alpha", "beta")] == [True] * 5
+    assert any((result["coupled"][letter] or {}).get("prior") for letter in ("E", "A", "B", "alpha", "beta"))
+    (budget,) = result["isoflop"]["budgets"]
+    assert budget["status"] == "exact" and 2.5e7 < budget["n_opt"] < 1e8 and budget["ci95"] == {}
+    (row,) = result["predictions"]["params"]
+    low, high = row["d_opt"]["ci95"]
+    assert row["method"] == "forecast" and low < 2e10 < high and high / low > 10
+    page = " ".join((tmp_path / "lab" / "prediction.md").read_text().split())
+    for said in ("A model of 1.000B parameters", "are mostly what public sweeps say", "Against Chinchilla's 20 tokens"):
+        assert said in page
+    assert page.partition("## Refused ")[2].partition("##")[0].count("- ") == 1
+
+
 def test_edge_minima_are_named_and_left_out(tmp_path):
     n, d, c, _ = isoflop_runs(LAW, 0.0, budgets=BUDGETS)
     low = c < 2e18

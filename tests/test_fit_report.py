@@ -95,7 +95,7 @@ def test_refused_methods_leave_no_number_and_no_picture(refused, tmp_path):
         assert not spurious(words)
         assert "constant_ratio" in words and "no_budgets" in words
         assert "come mostly from the prior" in words
-    assert "No method gives an optimum" in text
+    assert "No other method gives an optimum" in text
 
 
 @pytest.mark.parametrize("form, magic", [("pdf", b"%PDF-"), ("svg", b"<?xml")])

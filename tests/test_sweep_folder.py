@@ -337,5 +337,5 @@ def test_a_csv_without_later_columns_is_read_and_appended_to(whole, tmp_path):
     folder.append_row(path, rows[1])
     lines = path.read_text().splitlines()
     assert len(lines) == 3 and {line.count(",") for line in lines} == {len(columns) - 1}
-    assert folder.read_rows(path)[1] == rows[1] | {"dtype_from": ""}
+    assert folder.read_rows(path)[1] == rows[1] | dict.fromkeys(folder.LATER, "")
     assert folder.compute_type_of(out) == rows[1]["dtype"] and folder.compute_type_of(tmp_path) is None

@@ -49,6 +49,23 @@ def test_a_branch_is_charged_with_its_own_steps(tmp_path):
     assert found.hours() == pytest.approx(20 / 3600)
 
 
+def test_the_cost_of_a_run_is_the_price_of_its_wall_time(tmp_path):
+    found = results.ResultsFile(tmp_path)
+    found.price_per_hour = 1.1
+    found.add(planned("a"), record("a", train_s=3000, eval_s=500, startup_s=100, world_size=2), "trained")
+    found.add(planned("b"), record("b", "refused", train_s=None), "trained")
+    branch = planned("c", start="step_8", start_step=8, trunk="a")
+    found.add(branch, record("c", train_s=3600, eval_s=0, startup_s=0), "trained")
+    probe = planned("d", probe=True)
+    found.add(probe, record("d", train_s=360, eval_s=0, startup_s=0), "trained")
+    assert found.missing([planned("d")], Trained()) == []  # the same run, paid once
+    for again in (found, results.ResultsFile(tmp_path)):
+        costs = [row["cost"] for row in again.rows]
+        assert [float(cost or -1) for cost in costs] == pytest.approx([2.2, -1, 0.22, 0.0])
+        assert again.cost() == pytest.approx(2.2 + 0.22 + 0.11)
+    assert results.ResultsFile(tmp_path / "without").cost() == 0
+
+
 # ----- runs whose row is missing -----
 
 

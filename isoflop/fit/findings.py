@@ -57,15 +57,43 @@ def forecast_source(result):
         return ""
     if rows[0]["method"] == "isoflop":
         return "forecast by the line through the isoFLOP minima; single runs by the coupled law, moved to agree with it"
-    coupled = result["coupled"]
-    marked = [name for name in LETTERS if (coupled.get(name) or {}).get("prior")]
-    text = f"forecast by the {coupled['family']} law with weak priors from public sweeps: fewer than 3 isoFLOP minima"
+    family = result["coupled"]["family"]
+    text = f"forecast by the {family} law with weak priors from public sweeps: fewer than 3 isoFLOP minima"
     if any(budget["status"] == "exact" for budget in budgets_of(result)):
         text += " that have an error"
+    marked = forecast_marks(result)
     if marked:
         verb = "comes" if len(marked) == 1 else "come"
         text += f"; {', '.join(marked)} {verb} mostly from the prior"
     return text
+
+
+def forecast_marks(result):
+    """The letters of the law that forecasts which come mostly from the prior; none where isoFLOP minima forecast."""
+    if any(row["method"] == "isoflop" for row in result.get("forecast") or []):
+        return []
+    return [name for name in LETTERS if ((result.get("coupled") or {}).get(name) or {}).get("prior")]
+
+
+def forecasts_asked(result):
+    """Sentences: the forecast's tokens for the sizes of --predict_params, its compute for each --target_loss."""
+    said = []
+    for row in rows_of(result, "params"):
+        if row["method"] == "forecast":
+            d, ratio = (_estimate(row[key], form) for key, form in (("d_opt", size), ("tokens_per_param", sig)))
+            text = f"A model of {size(row['params'])} parameters is the best for its compute with {d} training tokens, "
+            said.append(f"{text}{ratio} per parameter, at {flops(row['flops'])} FLOPs.")
+    for row in rows_of(result, "target_loss"):
+        if row["method"] == "forecast":
+            c, n, d = (_estimate(row[key], form) for key, form in (("flops", flops), ("n_opt", size), ("d_opt", size)))
+            text = f"A loss of {sig(row['target_loss'])} takes {c} FLOPs, with {n} parameters and {d} training tokens."
+            said.append(text)
+    return said
+
+
+def _estimate(quantity, form):
+    """A value with its pi95, or its ci95 where that is all."""
+    return estimate(quantity["point"], quantity["pi95"] or quantity["ci95"], form)
 
 
 def budget_minima(result):
@@ -359,51 +387,6 @@ def _remarks_on_flatness(result):
         f"{fixed(last['tolerance_nats'])} {unit} of the best; being 2x or 4x off costs up to {fixed(twice)} or "
         f"{fixed(four_times)}"
     ]
-
-
-def notes_of(result):
-    """Warnings and refusals as two lists of (method, code, message)."""
-    warned = []
-    for method in ("input", *METHODS):
-        for warning in (result.get(method) or {}).get("warnings") or []:
-            warned.append((method, warning["code"], warning["message"]))
-    refused = []
-    for refusal in result.get("refusals") or []:
-        refused.append((refusal["method"], refusal["code"], refusal["message"]))
-    return warned, _in_few_words(refused, (result.get("input") or {}).get("rows_used"))
-
-
-TAKES = {  # method, as refused -> what it takes
-    "parametric": "Hoffmann's law fitted to them alone takes 6, and 15 for a useful interval",
-    "isoflop": "exponents of isoFLOP minima 4 sizes at each of 2 budgets",
-    "envelope": "an envelope training curves",
-    "power laws": "a law of one variable 3 points, 4 with E",
-}
-POWER_LAWS = {"compute_law": "C", "kaplan.L_N": "N", "kaplan.L_D": "D"}
-
-
-def _in_few_words(refused, rows):
-    """The refusals with those together that have one reason: too few runs for any method, points for any power law."""
-    laws, others = {}, []
-    for method, code, text in refused:
-        letter = POWER_LAWS.get(method.rpartition(".")[0])
-        if letter and code == "too_few_points":
-            laws.setdefault(letter, []).append(text.partition(" ")[0])
-        else:
-            others.append((method, code, text))
-    if len(refused) - len(others) == 1:  # it says all there is
-        others = list(refused)
-    elif laws:
-        said = []
-        for letter, counts in laws.items():  # with E and without E were refused, or with E alone
-            said.append(f"L({letter}) has {counts[0]}" + (", enough without E" if len(counts) == 1 else ""))
-        text = f"too few losses at different x for y = E + k x^-g (4) or y = k x^-g (3): {'; '.join(said)}"
-        others.append(("power laws", "too_few_points", text))
-    if ("parametric", "too_few_rows") not in [one[:2] for one in others]:
-        return others
-    takes = [TAKES[one[0]] for one in others if one[0] in TAKES]
-    text = f"{rows} runs are too few: {'; '.join(takes)}"
-    return [("other methods", "too_few_rows", text), *[one for one in others if one[0] not in TAKES]]
 
 
 def tests_of(result):

@@ -20,16 +20,18 @@ from isoflop.fit.findings import (
     family_evidence,
     few,
     forecast_answer,
+    forecast_marks,
     forecast_source,
     forecast_tests_said,
+    forecasts_asked,
     law_letters,
-    notes_of,
     one_variable_laws,
     remarks,
     run_answers,
     size,
     tests_of,
 )
+from isoflop.fit.notes import notes_of
 from isoflop.fit.result import METHODS, convention, point, rows_of
 from isoflop.laws import PUBLISHED
 
@@ -97,7 +99,8 @@ def _forecast(result, arrays):
         error that laws like this one have shown when they were extrapolated as far.""",
         _sentence(forecast_source(result)),
     ]
-    return [*_text(lead), "", *_table(header, rows), *_items(terms)]
+    asked = [line for said in forecasts_asked(result) for line in [*_text(said), ""]]
+    return [*_text(lead), "", *asked, *_table(header, rows), *_items(terms)]
 
 
 def _reach(c, arrays):
@@ -116,7 +119,10 @@ def _trust(result, c_max):
     tests = tests_of(result)
     out = []
     if rows:
-        out += [*_risk(rows, tests, c_max), ""]
+        reached = [row["flops"] for row in rows]
+        for question in ("params", "target_loss"):  # the compute that these come to
+            reached += [point(row["flops"]) for row in rows_of(result, question) if row["method"] == "forecast"]
+        out += [*_risk(max(reached), tests, c_max, forecast_marks(result)), ""]
     stepped = forecast_tests_said(result)
     if stepped:
         out += [*_text(_sentence(stepped)), ""]
@@ -134,8 +140,8 @@ def _trust(result, c_max):
     return out
 
 
-def _risk(rows, tests, c_max):
-    factor, reach = max(row["flops"] for row in rows) / c_max, 1.0
+def _risk(farthest, tests, c_max, marks):
+    factor, reach = farthest / c_max, 1.0
     text = "Every prediction is within the compute of the data."
     if factor > 1.01:
         text = f"The farthest prediction is at {sig(factor, 3)} times the largest compute in the data."
@@ -144,6 +150,9 @@ def _risk(rows, tests, c_max):
         text += _said_of_tests(tests, reach)
     else:
         text += " These runs allow no back-test, so nothing here shows how the law fares beyond them."
+    if marks:
+        text += f""" Of the law's letters {", ".join(marks)} are mostly what public sweeps say (the prior), not these
+            runs: the intervals are as wide as those sweeps differ, and one of another kind of data may lie outside."""
     if factor > max(1.01, reach):
         if tests:
             text += " No back-test reaches as far as the prediction does."
@@ -175,7 +184,7 @@ def _answers(result):
     header, rows = run_answers(result)
     out += _table(header, rows[:MOST_RUNS])
     if not out:
-        return ["No method gives an optimum from these runs; the refusals below say why."]
+        return ["No other method gives an optimum from these runs; the refusals below say why."]
     shown = []
     for method, words in METHODS_EXPLAINED.items():
         if any(row["method"].split(":")[0] == method for row in rows_of(result, "flops")):
@@ -205,13 +214,13 @@ def _laws(result):
 
 
 def _against_chinchilla(result):
-    rows = rows_of(result, "flops")
+    best = [{**row, "method": "forecast"} for row in result.get("forecast") or []]
+    rows = [*best, *rows_of(result, "flops")]
     if not rows:
         return []
     c = max(row["flops"] for row in rows)
     said, held, count = [], 0, 0
-    best = [{**row, "method": "forecast"} for row in result.get("forecast") or []]
-    for row in [*best, *rows]:
+    for row in rows:
         if row["flops"] != c:
             continue
         said.append(f"{sig(point(row['tokens_per_param']), 3)} ({METHODS.get(row['method'], row['method'])})")
@@ -225,7 +234,13 @@ def _against_chinchilla(result):
     text = f"""Chinchilla (Hoffmann et al. 2022) had 70B parameters and 1.4T tokens, 20 tokens per parameter, at 5.76e23
         FLOPs. At {flops(c)} FLOPs these runs ask for {", ".join(said)}; the parametric fit of Hoffmann et al.
         (unrounded) gives {published[0]} there, and Besiroglu et al.'s refit of it {published[1]}."""
-    if count == len(said):
+    for row in rows_of(result, "params"):
+        if row["method"] == "forecast":
+            ratio = estimate(row["tokens_per_param"]["point"], row["tokens_per_param"]["pi95"], sig)
+            text += f" For a model of {size(row['params'])} parameters the forecast is {ratio} tokens per parameter."
+    if count == len(said) == 1:
+        text += f" 20 lies {'within' if held else 'outside'} the pi95 of the first."
+    elif count == len(said):
         text += f" 20 lies within {held} of these {count} pi95."
     text += """ The ratio moves with the data, the tokenizer and how N is counted (there all parameters, embeddings
         included), so compare magnitudes, not digits."""

@@ -28,7 +28,6 @@ from isoflop.fit.findings import (
     forecast_source,
     forecast_tests_said,
     law_letters,
-    notes_of,
     one_variable_laws,
     remarks,
     run_answers,
@@ -36,6 +35,7 @@ from isoflop.fit.findings import (
 )
 from isoflop.fit.html_report import html_report
 from isoflop.fit.main_table import as_csv, as_latex
+from isoflop.fit.notes import notes_of
 from isoflop.fit.page import page
 from isoflop.fit.result import METHODS, convention
 from isoflop.options import explain

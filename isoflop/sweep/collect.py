@@ -37,6 +37,7 @@ def collect(job, settle, finish) -> int:
     )
     with folder_lock(sc.out_dir, "sweep"):
         results = ResultsFile.open(sc.out_dir, planner.source, job.texts, drop=sc.drop_bad_rows)
+        results.price_per_hour = sc.price_per_hour
         todo = []
         before = len(results.all_rows())
         for cells in job.stages(results):

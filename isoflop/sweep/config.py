@@ -98,7 +98,7 @@ class SweepConfig:
     dry_run: bool = option(False, "print cells, cost and expected intervals; stop")
     mfu: float | None = option(None, "--dry_run: time from this share of peak FLOP/s", above=0, max=1)
     law: str | None = option(None, "--dry_run: law to try the grid with")
-    price_per_hour: float | None = option(None, "--dry_run: price of a process (GPU or core)", above=0, max=1e6)
+    price_per_hour: float | None = option(None, "of a process (GPU or core): fills runs.csv's cost", above=0, max=1e6)
 
     def __post_init__(self):
         problems = []

@@ -27,12 +27,14 @@ from isoflop.train.record import RunRecord
 #   lr_from      rule, given, or tuned (--tune_lr, --lrs)
 #   lr_on_edge   whether the best rate tried at this budget was the smallest or the largest one
 #   trunk        run_id of the run that this one branched off
+#   cost         price of its wall time (results.wall_s) on all its processes, by --price_per_hour; empty without
 #   flops_spent  what was computed for this row: less than `flops`, the run's own 6ND, by what its trunk had done, and
 #                nothing where the run is a probe's, whose row has its cost
 EXTRA = {"source": "str", "lr_from": "str", "lr_on_edge": "int | None", "trunk": "str | None", "flops_spent": "int"}
+EXTRA |= {"cost": "float | None"}
 KINDS = {f.name: str(f.type) for f in fields(RunRecord)} | EXTRA
 HEADER = list(KINDS)
-LATER = {"dtype_from"}  # columns that files of before don't have
+LATER = {"dtype_from", "cost"}  # columns that files of before don't have
 
 ALWAYS = {"run_id", "status", "source", "n_layer", "n_embd", "flop_budget", "seed", "flops_spent"}  # in every row
 IN_RESULTS = {"n_params_matmul", "flops", "tokens", "lr", "val_loss"}  # in every row with status ok

@@ -41,6 +41,13 @@ FEW_SEEDS = 4  # with fewer degrees of freedom a budget is given the noise of al
 # ----- all of a folder -----
 
 
+def wall_s(row: dict) -> float:
+    """Seconds of a run, start-up and evaluation included; of a branch without what its trunk had done."""
+    spent, flops = float(row["flops_spent"]), float(row["flops"] or 0)
+    share = spent / flops if row["trunk"] and flops else 1.0
+    return float(row["train_s"] or 0) * share + float(row["eval_s"] or 0) + float(row["startup_s"] or 0)
+
+
 class ResultsFile:
     """What was run in the out_dir of a sweep.
 
@@ -55,6 +62,7 @@ class ResultsFile:
         self.begun_path = self.folder / "begun.jsonl"
         self.rows = read_rows(self.path, repair, drop)
         self.probe_rows = read_rows(self.probes_path, repair, drop)
+        self.price_per_hour: float | None = None  # of a process, for the column cost
         self.elsewhere = 0.0  # FLOPs that a service has counted and that left nothing here
         # run_id -> FLOPs of each attempt that has left no row
         self.lost: dict[str, list[float]] = read_begun(self.begun_path, repair, drop)
@@ -147,12 +155,11 @@ class ResultsFile:
 
     def hours(self) -> float:
         """Hours of all runs, start-up and evaluation included; two that ran side by side count twice."""
-        seconds = 0.0
-        for r in self.probe_rows + [r for r in self.rows if not self._is_probe_s(r)]:
-            spent, flops = float(r["flops_spent"]), float(r["flops"] or 0)
-            share = spent / flops if r["trunk"] and flops else 1.0
-            seconds += float(r["train_s"] or 0) * share + float(r["eval_s"] or 0) + float(r["startup_s"] or 0)
-        return seconds / 3600
+        return sum(wall_s(r) for r in self.probe_rows + [r for r in self.rows if not self._is_probe_s(r)]) / 3600
+
+    def cost(self) -> float:
+        """The price of all runs, by the column that --price_per_hour fills."""
+        return sum(float(r["cost"] or 0) for r in self.all_rows())
 
     # ----- what is added -----
 
@@ -179,7 +186,11 @@ class ResultsFile:
 
     def _append(self, cell: Cell, record: dict, source: str, flops_spent: int):
         row = record | {"source": source, "lr_from": cell.lr_from, "lr_on_edge": cell.lr_on_edge}
-        row |= {"trunk": cell.trunk, "flops_spent": flops_spent}
+        row |= {"trunk": cell.trunk, "flops_spent": flops_spent, "cost": None}
+        if self.price_per_hour and row["train_s"]:
+            of_a_probe = not cell.probe and not flops_spent  # which has its cost
+            hours = 0.0 if of_a_probe else wall_s(row) / 3600
+            row["cost"] = round(self.price_per_hour * float(row["world_size"] or 1) * hours, 6)
         path, rows = self.path, self.rows
         if cell.probe:
             path, rows = self.probes_path, self.probe_rows

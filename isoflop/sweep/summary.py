@@ -82,6 +82,8 @@ def totals(results: ResultsFile, is_ablation: bool) -> str:
     own = sum(float(r["flops"] or 0) for r in rows)
     spent = sum(float(r["flops_spent"]) for r in rows)
     text = f"{results.path}: {len(results.rows)} runs, {own:.3g} FLOPs, {results.hours() * 60:.1f} minutes of runs"
+    if results.cost():
+        text += f", cost {results.cost():.3g}"
     if results.probe_rows:
         text += f", {len(results.probe_rows)} probes among them"
     if spent < 0.999 * own:
