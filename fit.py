@@ -30,7 +30,7 @@ from isoflop.fit.compare import compare_families
 from isoflop.fit.coupled import DRAWS, fit_coupled
 from isoflop.fit.envelope import fit_envelope
 from isoflop.fit.huber import DELTA, RESAMPLES
-from isoflop.fit.inverse import forecast_params, forecast_target
+from isoflop.fit.inverse import put_before
 from isoflop.fit.isoflop import BUDGET_TOL, expected_bias, fit_isoflop, hold_bias
 from isoflop.fit.logs import scores
 from isoflop.fit.outliers import find_outliers, loss_weights
@@ -337,20 +337,11 @@ def analyse(table: Table, options: Options, targets: Table | None = None) -> Ana
     questions = (budgets, options.predict_params, options.target_loss, targets)
     variants = isoflop_variants(fits.isoflop)
     predictions, below_floor = predict(predictors, *questions, skill, fits.cost, variants)
-
-    def answer(at):
-        return forecast(fits.isoflop, fits.coupled, at, fits.cost, skill.c_max)[0]
-
-    best, unanswered = forecast(fits.isoflop, fits.coupled, budgets, fits.cost, skill.c_max)
-    backwards = {
-        "params": forecast_params(answer, options.predict_params, fits.cost, skill.c_max),
-        "target_loss": forecast_target(answer, options.target_loss, skill.c_max),
-    }
-    for question, (rows, refused) in backwards.items():
-        predictions[question] = rows + predictions[question]
-        unanswered += tuple(refused)
+    ours = (fits.isoflop, fits.coupled)
+    best, unanswered = forecast(*ours, budgets, fits.cost, skill.c_max)
+    out_of_reach = put_before(predictions, ours, options.predict_params, options.target_loss, fits.cost, skill.c_max)
     if targets is not None:
-        single = forecast_runs(fits.isoflop, fits.coupled, targets, fits.cost, skill.c_max)
+        single = forecast_runs(*ours, targets, fits.cost, skill.c_max)
         predictions["runs"] = single + predictions["runs"]
     flat = []
     if fits.parametric.law is not None:
@@ -370,7 +361,7 @@ def analyse(table: Table, options: Options, targets: Table | None = None) -> Ana
         flatness=flat,
         compared=options.compare,
         target_loss=tuple(options.target_loss),
-        refusals=(*fits.refusals, *below_floor, *unanswered),
+        refusals=(*fits.refusals, *below_floor, *unanswered, *out_of_reach),
     )
 
 

@@ -25,11 +25,11 @@ from isoflop.fit.findings import (
     forecast_source,
     forecast_tests_said,
     law_letters,
-    notes_of,
     one_variable_laws,
     remarks,
     run_answers,
 )
+from isoflop.fit.notes import notes_of
 from isoflop.fit.result import budgets_of, convention
 
 TEMPLATE = Path(__file__).with_name("report.html")

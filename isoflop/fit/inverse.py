@@ -11,10 +11,27 @@ predictions.params and predictions.target_loss, method "forecast".
 import numpy as np
 
 from isoflop.fit.huber import Refusal
-from isoflop.fit.surface import METHOD
+from isoflop.fit.surface import METHOD, forecast
 
 BELOW, ABOVE, STEPS = 1e-15, 1e20, 351  # the C tried, over the largest of the runs
 ENDS = ("ci95", "pi95")
+
+
+def put_before(predictions, fits, sizes, losses, cost, c_max):
+    """The rows of the forecast by `fits`, IsoflopFit and CoupledFit, go first in predictions; returns Refusals."""
+
+    def answer(at):
+        return forecast(*fits, at, cost, c_max)[0]
+
+    found = {
+        "params": forecast_params(answer, sizes, cost, c_max),
+        "target_loss": forecast_target(answer, losses, c_max),
+    }
+    refusals = []
+    for question, (rows, refused) in found.items():
+        predictions[question] = rows + predictions[question]
+        refusals += refused
+    return refusals
 
 
 def forecast_params(answer, sizes, cost, c_max):
