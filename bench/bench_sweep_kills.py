@@ -1,15 +1,17 @@
 """Kill sweeps under torchrun over and over, resume them by the same command, compare with sweeps nobody disturbed.
 
-    python bench/bench_sweep_kills.py                                       # 20 kills of each kind, an hour or two
+    python bench/bench_sweep_kills.py                                  # 20 kills of each of the 6 kinds, every sweep
     python bench/bench_sweep_kills.py --kills 2 --parallel ddp --victims rank1 agent --sweeps lrs
 
 A kind is a victim (a rank, torchrun itself: the agent) under --parallel ddp or cells, in two processes; the sweeps take
-turns. A kill is SIGKILL at a random moment after a cell has begun; with --signal TERM the victim is told to stop
-instead, as Slurm does. After every fourth kill the sweep is run to its end and must have the undisturbed one's rows.
+turns. A kill is SIGKILL at a random moment of one of the next cells; with --signal TERM the victim is told to stop
+instead, as Slurm does. After every fourth kill the sweep is run to its end, and must have the undisturbed one's rows.
+At the end stands a table by kind and by sweep; exit status 1 where a sweep did not end, or has other rows.
 """
 
 import contextlib
 import csv
+import itertools
 import os
 import random
 import shutil
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,20 +29,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
 from isoflop.cli import Parser, run_main
 from isoflop.data.config import DataConfig
+from isoflop.display import text_table
 from isoflop.options import check, option
 
 ROOT = Path(__file__).resolve().parent.parent
-SIZES = "--n_embds 8 16 --n_layers 1 1 --block_size 32 --val_tokens 1024 --device cpu"
-SWEEPS = {
-    "tune_lr": f"--flop_budgets 1e8 2e8 {SIZES} --lr_scale 0.2 --tune_lr",
+TINY = "--block_size 32 --val_tokens 1024 --device cpu"
+SIZES = f"--n_embds 8 16 --n_layers 1 1 {TINY}"
+FEW = f"{TINY} --dtype float32 --lr_scale 0.2 --allow_few_steps"
+SWEEPS = {  # of 11 to 15 cells; the compute type that "lrs" is left to choose must be the same after each kill
+    "tune_lr": f"--flop_budgets 1e8 2e8 --n_embds 8 --n_layers 1 --tune_lr {FEW}",
     "lrs": f"--flop_budgets 1e8 2e8 {SIZES} --lrs 0.005 0.01 0.02",
-    "trunks": f"--flop_budgets 2e8 4e8 8e8 {SIZES} --lr_scale 0.2 --schedule wsd --reuse_trunk",
-    "moving": "--flop_budgets 1e8 2e8 --sizes 4 --block_size 32 --val_tokens 1024 --device cpu --lr_scale 0.2"
-    " --allow_few_steps",
+    "trunks": f"--flop_budgets 1e8 2e8 4e8 8e8 --n_embds 8 12 16 --n_layers 1 1 1 --schedule wsd --reuse_trunk {FEW}",
+    "moving": f"--flop_budgets 1e8 2e8 4e8 --sizes 4 {FEW}",
+    "adaptive": f"--design adaptive --target_flops 5e9 --total_flops 2e10 {FEW}",
 }
 KILLS_PER_SWEEP = 4  # in one folder, before it is run to its end
-DELAY_S = 2.0  # longest time from the begin of a cell to the kill
+CELLS, SECONDS = 2, 0.5  # a kill is in one of the next so many cells, within so many seconds of its begin
 ORPHAN_S = 60.0  # what is left of a killed sweep must have ended by then
+END_S = 900.0  # a sweep that has not ended by then hangs
 
 
 @dataclass(frozen=True)
@@ -49,11 +56,31 @@ class Config:
     victims: tuple[str, ...] = option(("rank0", "rank1", "agent"), "who", choices=("rank0", "rank1", "agent"))
     sweeps: tuple[str, ...] = option(tuple(SWEEPS), "sweeps that take turns", choices=tuple(SWEEPS))
     signal: str = option("KILL", "signal to send", choices=("KILL", "TERM", "HUP"))
+    at_once: int = option(2, "sweeps at once", min=1, max=64)
     data_dir: str | None = option(None, "token folder (default: the embedded text)")
     seed: int = option(0, "of the moments", min=0, max=2**31)
 
     def __post_init__(self):
         check(self)
+
+
+@dataclass
+class Turn:
+    """A sweep that is killed a few times, then run to its end."""
+
+    parallel: str
+    victim: str
+    sweep: str
+    asked: int  # kills
+    number: int  # of the turn within its kind
+    kills: int = 0
+    ended: bool = False
+    equal: bool = False
+    note: str = ""
+
+    @property
+    def kind(self) -> str:
+        return f"{self.parallel} {self.victim}"
 
 
 # ----- one sweep -----
@@ -65,9 +92,9 @@ def command(name: str, parallel: str, data_dir: str, folder: Path) -> list[str]:
     return [sys.executable, *torchrun, "sweep.py", *flags]
 
 
-def start(words: list[str], log: Path) -> subprocess.Popen:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(log, "ab") as out:
+def start(words: list[str], folder: Path) -> subprocess.Popen:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "KILLS_FOLDER": str(folder)}  # workers inherit it
+    with open(folder.with_suffix(".log"), "ab") as out:
         return subprocess.Popen(words, cwd=ROOT, env=env, stdout=out, stderr=out, start_new_session=True)
 
 
@@ -81,10 +108,17 @@ def result(folder: Path) -> dict:
     return found
 
 
-def run_to_end(words: list[str], folder: Path, log: Path) -> dict:
-    status = start(words, log).wait()
+def run_to_end(words: list[str], folder: Path) -> dict:
+    """Its rows; ValueError where it fails or hangs."""
+    process = start(words, folder)
+    try:
+        status = process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        end_all(folder)
+        process.wait()
+        raise ValueError(f"no end after {END_S:g} s") from None
     if status:
-        raise ValueError(f"exit status {status} of an undisturbed sweep; {log} has its output")
+        raise ValueError(f"exit status {status}")
     return result(folder)
 
 
@@ -97,16 +131,24 @@ def processes_of(folder: Path) -> dict[int, str]:
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (path / "cmdline").read_bytes().split(b"\0")
-            variables = (path / "environ").read_bytes().split(b"\0")
             ours = str(folder).encode() in words
+            if not ours and b"--worker" not in words:
+                continue
+            variables = (path / "environ").read_bytes().split(b"\0")
             if ours and b"torch.distributed.run" in words:
                 found[int(path.name)] = "agent"
             elif ours:
                 rank = [v[5:].decode() for v in variables if v.startswith(b"RANK=")]
                 found[int(path.name)] = f"rank{rank[0]}"
-            elif b"--worker" in words and f"KILLS_FOLDER={folder}".encode() in variables:
+            elif f"KILLS_FOLDER={folder}".encode() in variables:
                 found[int(path.name)] = "worker"
     return found
+
+
+def end_all(folder: Path):
+    for pid in processes_of(folder):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def cells_begun(folder: Path) -> int:
@@ -115,14 +157,16 @@ def cells_begun(folder: Path) -> int:
     return 0
 
 
-def kill_once(words, folder: Path, log: Path, victim: str, number: int, rng) -> bool:
-    """Start the sweep and kill its victim while a cell runs; False where the sweep had ended before."""
-    before = cells_begun(folder)
-    os.environ["KILLS_FOLDER"] = str(folder)  # workers inherit it
-    agent = start(words, log)
-    while agent.poll() is None and cells_begun(folder) == before:
+def kill_once(words, folder: Path, victim: str, number: int, rng) -> bool:
+    """Start the sweep and kill its victim while a cell runs; False where the sweep had ended before.
+
+    ValueError where the rest of it does not end.
+    """
+    until_begun, moment = cells_begun(folder) + rng.randint(1, CELLS), rng.uniform(0, SECONDS)
+    agent = start(words, folder)
+    while agent.poll() is None and cells_begun(folder) < until_begun:
         time.sleep(0.02)
-    time.sleep(rng.uniform(0, DELAY_S))
+    time.sleep(moment)
     pids = [pid for pid, name in processes_of(folder).items() if name == victim]
     if agent.poll() is not None or not pids:
         agent.wait()
@@ -132,9 +176,8 @@ def kill_once(words, folder: Path, log: Path, victim: str, number: int, rng) -> 
     until = time.monotonic() + ORPHAN_S
     while left := processes_of(folder):
         if time.monotonic() > until:
-            for pid in left:
-                os.kill(pid, signal.SIGKILL)
-            raise ValueError(f"{sorted(left.values())} outlived the {victim} by {ORPHAN_S:g} s; {log}")
+            end_all(folder)
+            raise ValueError(f"{', '.join(sorted(left.values()))} outlived the {victim} by {ORPHAN_S:g} s")
         time.sleep(0.1)
     return True
 
@@ -142,53 +185,81 @@ def kill_once(words, folder: Path, log: Path, victim: str, number: int, rng) -> 
 # ----- all of them -----
 
 
-def kill_kind(config: Config, parallel: str, victim: str, data_dir: str, whole: dict, folder: Path) -> dict:
-    """The kills of one kind, counted; ValueError where rows differ."""
-    rng = random.Random(f"{config.seed} {parallel} {victim}")
+def turns_of(config: Config) -> list[Turn]:
+    """What is to be done: each kind's kills, shared out over the sweeps."""
+    turns = []
+    for parallel, victim in itertools.product(config.parallel, config.victims):
+        for number, first in enumerate(range(0, config.kills, KILLS_PER_SWEEP)):
+            name = config.sweeps[number % len(config.sweeps)]
+            turns.append(Turn(parallel, victim, name, min(KILLS_PER_SWEEP, config.kills - first), number))
+    return turns
+
+
+def take_turn(turn: Turn, config: Config, data_dir: str, whole: dict, folder: Path) -> Turn:
+    """Kill a sweep turn.asked times, run it to its end and compare. One that ended too early is begun anew."""
+    rng = random.Random(f"{config.seed} {turn.parallel} {turn.victim} {turn.number}")
     number = signal.Signals[f"SIG{config.signal}"]
-    counts, turn = {"kills": 0, "ended before": 0, "resumed": 0, "fatal errors": 0}, 0
-    while counts["kills"] < config.kills:
-        name = config.sweeps[turn % len(config.sweeps)]
-        out, log = folder / f"{parallel}_{victim}_{turn}", folder / f"{parallel}_{victim}_{turn}.log"
-        words = command(name, parallel, data_dir, out)
-        in_this = 0
-        while in_this < KILLS_PER_SWEEP and counts["kills"] < config.kills:
-            if not kill_once(words, out, log, victim, number, rng):
-                counts["ended before"] += 1
-                break
-            in_this += 1
-            counts["kills"] += 1
-        if run_to_end(words, out, log) != whole[name, parallel]:
-            raise ValueError(f"{out}: other rows than the undisturbed sweep's after {in_this} kills of {victim}")
-        counts["resumed"] += 1
-        text = log.read_text(errors="replace")
-        counts["fatal errors"] += text.count("Fatal Python error")  # torchrun's own tracebacks are none of ours
-        shutil.rmtree(out)
-        turn += 1
-    return counts
+    begun, try_ = time.monotonic(), 0
+    try:
+        while turn.kills < turn.asked:
+            try_ += 1
+            out = folder / f"{turn.parallel}_{turn.victim}_{turn.number}_{try_}"
+            words = command(turn.sweep, turn.parallel, data_dir, out)
+            while turn.kills < turn.asked and kill_once(words, out, turn.victim, number, rng):
+                turn.kills += 1
+            rows = run_to_end(words, out)
+            turn.ended, turn.equal = True, rows == whole[turn.sweep, turn.parallel]
+            if not turn.equal:
+                raise ValueError(f"other rows than the undisturbed sweep's; see {out}")
+            if "Fatal Python error" in out.with_suffix(".log").read_text(errors="replace"):
+                turn.note = f"a fatal error of Python; see {out.with_suffix('.log')}"
+            shutil.rmtree(out)
+    except ValueError as error:
+        turn.note = f"{error}; see {out.with_suffix('.log')}"
+    outcome = turn.note or "rows equal"
+    print(
+        f"{turn.kind:<12} {turn.sweep:<8} SIG{config.signal}: {turn.kills} kills in {time.monotonic() - begun:.0f} s, "
+        f"{outcome}",
+        flush=True,
+    )
+    return turn
+
+
+def table(turns: list[Turn]) -> str:
+    """Kills, sweeps, how many of them ended, and how many had the undisturbed one's rows, by kind and by sweep."""
+    rows = []
+    for name in ("kind", "sweep"):
+        for value in dict.fromkeys(getattr(turn, name) for turn in turns):
+            same = [turn for turn in turns if getattr(turn, name) == value]
+            kills, ended = sum(turn.kills for turn in same), sum(turn.ended for turn in same)
+            rows.append([value, kills, len(same), ended, sum(turn.equal for turn in same)])
+    kills, ended = sum(turn.kills for turn in turns), sum(turn.ended for turn in turns)
+    rows.append(["all", kills, len(turns), ended, sum(turn.equal for turn in turns)])
+    return text_table(["kind, or sweep", "kills", "sweeps", "ended", "rows equal"], rows)
 
 
 def run(parser: Parser, args) -> int:
-    config = parser.read(Config, args)
+    config, begun = parser.read(Config, args), time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="kills_"))
-    data_dir = config.data_dir or str(data.prepare(DataConfig(source="stdlib", out_dir=str(folder / "tokens"))))
-    whole, failures = {}, 0
-    for name in config.sweeps:
-        for parallel in config.parallel:
-            out = folder / f"whole_{name}_{parallel}"
-            words = command(name, parallel, str(Path(data_dir).resolve()), out)
-            whole[name, parallel] = run_to_end(words, out, folder / "whole.log")
-    for parallel in config.parallel:
-        for victim in config.victims:
-            begun = time.monotonic()
-            try:
-                text = str(kill_kind(config, parallel, victim, str(Path(data_dir).resolve()), whole, folder))
-            except ValueError as error:
-                text, failures = f"FAILED: {error}", failures + 1
-            print(f"{parallel:<6} {victim:<6} SIG{config.signal}: {text}, {time.monotonic() - begun:.0f} s", flush=True)
-    if not failures:
-        shutil.rmtree(folder)
-    return failures
+    data_dir = config.data_dir or data.prepare(DataConfig(source="stdlib", out_dir=str(folder / "tokens")))
+    data_dir, turns = str(Path(data_dir).resolve()), turns_of(config)
+
+    def undisturbed(pair) -> dict:
+        out = folder / f"whole_{pair[0]}_{pair[1]}"
+        return run_to_end(command(*pair, data_dir, out), out)
+
+    with ThreadPoolExecutor(config.at_once) as pool:
+        pairs = list(dict.fromkeys((turn.sweep, turn.parallel) for turn in turns))
+        whole = dict(zip(pairs, pool.map(undisturbed, pairs), strict=True))
+        shown = ", ".join(f"{name} {parallel} {len(rows)}" for (name, parallel), rows in whole.items())
+        print(f"undisturbed, rows: {shown}; {time.monotonic() - begun:.0f} s", flush=True)
+        turns = list(pool.map(lambda turn: take_turn(turn, config, data_dir, whole, folder), turns))
+    print(table(turns))
+    print(f"{time.monotonic() - begun:.0f} s, {config.at_once} sweeps at once, SIG{config.signal}")
+    if any(turn.note for turn in turns):
+        return 1
+    shutil.rmtree(folder)
+    return 0
 
 
 def main(argv=None) -> int:

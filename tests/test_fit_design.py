@@ -83,6 +83,11 @@ def test_budget_and_share_are_kept_and_the_end_says_why():
     assert not nothing.decisions and "1e+10 are left, the cheapest costs 2.4e+16" in nothing.note
 
 
+def test_nothing_known_and_nothing_that_can_be_paid():
+    choice = choose(Runs.none(), grid(), TARGET, 5, 1.0)
+    assert not choice.decisions and choice.before.pi95_loss > 0
+
+
 def test_a_pending_run_is_not_chosen_for_what_it_will_tell():
     candidates = grid()
     runs = known(candidates, [0, 3, 9, 18, 25])

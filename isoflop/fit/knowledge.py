@@ -215,6 +215,8 @@ class State:
     """
 
     def __init__(self, knowledge, candidates, target, pending, c_ref, misfit=True):
+        if c_ref is None:  # nothing is known, and nothing can be paid
+            c_ref = float(np.min(candidates.flops))
         self.target, self.knowledge, self.c_ref = target, knowledge, c_ref
         self.size = len(candidates)
         wanted, self.loss_columns, self.n_columns = knowledge.target_field(target)
