@@ -38,7 +38,7 @@ from isoflop.config import ModelConfig
 from isoflop.data import config, reader
 from isoflop.device import pick_device
 from isoflop.distributed import DistributedEnv, launch, stop_signals
-from isoflop.files import folder_lock
+from isoflop.files import Unwritable, folder_lock
 from isoflop.fit import report
 from isoflop.options import UserError
 from isoflop.sweep import (
@@ -63,6 +63,7 @@ from isoflop.sweep.cells import Cell, Planner, stand_in
 from isoflop.sweep.config import SWEPT, SweepConfig
 from isoflop.sweep.results import ResultsFile, resume_command, seed_noise, write_with_noise
 from isoflop.sweep.simulate import Simulation
+from isoflop.train import checkpoint
 from isoflop.train.failures import status_of
 from isoflop.train.plan import TrainConfig
 from isoflop.train.record import RunRecord
@@ -101,14 +102,17 @@ def run_cell(mc: ModelConfig, tc: TrainConfig, start, keep, env: DistributedEnv,
 def attempt(mc: ModelConfig, tc: TrainConfig, start, keep, env: DistributedEnv, stop) -> dict:
     checkpoints = Path(tc.out_dir) / "checkpoints"
     more = {"keep": {int(step): Path(folder) for step, folder in keep}}
-    if checkpoints.is_dir():
+    env.on_rank0(lambda: checkpoint.remove_damaged(checkpoints))
+    if checkpoint.all_in(checkpoints):
         tc = dataclasses.replace(tc, resume="auto")
-    elif start and Path(start).is_dir():
+    elif start and checkpoint.is_whole(start):
         more["start"] = start
     try:
         record = train(mc, tc, env, quiet=True, stop=stop, **more)
     except Interrupted as end:
         return {"status": "interrupted", "error": str(end), "saved": bool(end.saved)}
+    except Unwritable as error:
+        raise OSError(str(error)) from None
     except ValueError as error:
         return {"status": "refused", "error": str(error)}
     except RuntimeError as error:
@@ -305,8 +309,9 @@ def settle(job: Job, cell: Cell, answer: dict, results: ResultsFile):
         head += f"lr {cell.plan.lr:.3g} | "
     record = answer.get("record")
     status = (record or answer)["status"]
-    if status in ("interrupted", "died"):  # no row, so that the next sweep runs it
-        if answer.get("saved"):
+    refused_here = status == "refused" and job.asked is None  # of a cell that could be planned: by data that are gone
+    if status in ("interrupted", "died") or refused_here:  # no row, so that the next sweep runs it
+        if answer.get("saved") or refused_here:
             results.withdraw(cell)
         job.env.print0(f"{head}{cell.run_id} | {answer['error']}; the cell is left for the next sweep")
         return

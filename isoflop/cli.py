@@ -20,7 +20,6 @@ A dataclass that is made of more flags than its fields (ModelConfig: --preset, -
 """
 
 import argparse
-import errno
 import os
 import re
 import sys
@@ -28,6 +27,7 @@ import time
 import warnings
 
 from isoflop.options import (
+    FULL,
     UserError,
     check,
     default_text,
@@ -71,7 +71,6 @@ ALIASES = {
 FILES = ("input", "input_file", "csv", "runs", "file")  # what people type before the files that need no flag
 ELSEWHERE = {"dry_run": "plan.py prints what a run will be, and sweep.py has --dry_run"}  # no flag of this script
 RANK0_SPEAKS_S = 30  # seconds for rank 0 to start and say what is wrong
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 

@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from isoflop.options import UserError
+from isoflop.options import FULL, WAYS_OUT, UserError
 
 MOST_JSON_BYTES = 2**28  # the largest tokenizer.json there is has some 40 MB
 MOST_DEPTH, MOST_DIGITS = 64, 300  # of a JSON file; more digits than that are no float
@@ -236,8 +236,16 @@ def check_fields(found, kinds: dict, where: str, needed=()):
 # ----- folders -----
 
 
+class Unwritable(UserError):
+    """A folder can't be written: that concerns every run which is to go there."""
+
+    def __init__(self, flag: str, folder, error: OSError):
+        way_out = WAYS_OUT[error.errno] if error.errno in FULL else "name another folder"
+        super().__init__(f"{flag} {folder} can't be written ({error.strerror}); {way_out}")
+
+
 def writable_folder(folder, flag: str = "--out_dir") -> Path:
-    """Make sure that a folder is there and can be written to, before anything is computed; UserError if not."""
+    """Make sure that a folder is there and can be written to, before anything is computed; Unwritable if not."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -245,7 +253,7 @@ def writable_folder(folder, flag: str = "--out_dir") -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"{flag} {folder} can't be written ({error.strerror}); name another folder") from None
+        raise Unwritable(flag, folder, error) from None
     return folder
 
 
@@ -262,7 +270,7 @@ def folder_lock(folder, what: str, flag: str = "--out_dir", shown=None, name: st
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder / name, "a+")
     except OSError as error:
-        raise UserError(f"{flag} {shown} can't be written ({error.strerror}); name another folder") from None
+        raise Unwritable(flag, shown, error) from None
     with handle:
         try:
             import fcntl

@@ -1,4 +1,4 @@
-"""The first import of every script: there a package that is missing is one line, with the command that installs it.
+"""The first import of every script: a package that is missing is one line, closed standard streams are opened.
 
 A script's imports run before its main() can catch anything. Does nothing where a script is imported, not run.
 """
@@ -24,6 +24,19 @@ def name_missing(kind, error, trace):
     os._exit(2)  # an excepthook can't choose the exit status
 
 
+def open_closed_streams():
+    """Let standard streams that the caller has closed (`>&-`) be /dev/null, or the next file that is opened is one.
+
+    Python makes such a stream None. Before any import that keeps a file open, and in the workers of a sweep, too.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, mode, closefd=False))
+
+
 started = getattr(sys.modules["__main__"], "__file__", None)
 if started and Path(started).resolve().parent == ROOT:
     sys.excepthook = name_missing
+    open_closed_streams()

@@ -21,8 +21,10 @@ import math
 import numbers
 import re
 
+MOST_SHOWN = 60  # characters of a value in a message
 MOST_DIGITS = 30  # of a typed integer: more is a slip, and 1e999999999 would fill the memory
 INT64 = 2**63
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a system says that has no room
 WAYS_OUT = {
     errno.ENOENT: "check the path",
     errno.EISDIR: "name a file, not a folder",
@@ -164,8 +166,11 @@ def parse_value(f, text: str, may_be_none: bool = False):
 
 
 def _shown(value) -> str:
-    """A value as a person types it: -1 for -1.0."""
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
+    """A value as a person types it: -1 for -1.0; of a long one the beginning."""
+    text = f"{value:.12g}" if isinstance(value, float) else str(value)
+    if len(text) > MOST_SHOWN:
+        text = f"{text[:MOST_SHOWN]}... ({len(text):,} characters)"
+    return text
 
 
 def _bound(value) -> str:

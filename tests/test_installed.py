@@ -1,4 +1,4 @@
-"""installed.py: a script without one of its packages ends with one line, before any of its code runs."""
+"""installed.py: what is seen to before any code of a script runs: missing packages, closed standard streams."""
 
 import os
 import subprocess
@@ -29,3 +29,12 @@ def test_other_errors_keep_their_traceback(tmp_path):
 def test_a_script_that_is_imported_changes_nothing():
     code = "import sys, fit; sys.exit(sys.excepthook is not sys.__excepthook__)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-"])
+def test_closed_standard_streams_are_dev_null(closed):
+    """Python has None in their place, and the next file that is opened takes their number."""
+    plan = f"{sys.executable} {ROOT / 'plan.py'} --n_layer 1 --n_embd 8 --tokens"
+    done = subprocess.run(f"{plan} 1e9 {closed}; echo $?; {plan} 0 {closed}; echo $?", shell=True, capture_output=True)
+    assert done.stdout == b"0\n2\n" and b"Traceback" not in done.stderr
+    assert done.stderr.count(b"--tokens 0 must be") == ("2>&-" not in closed)

@@ -69,6 +69,7 @@ def test_good_values_pass():
         (dict(kind="c"), "--kind c must be one of a, b"),
         (dict(tied="yes"), "--tied yes must be true or false"),
         (dict(rates=(1.0, -2.0, 0.0)), "--rates -2 must be a positive finite number"),
+        (dict(kind="9" * 5000), f"--kind {'9' * 60}... (5,000 characters) must be one of a, b"),
         (dict(kinds=("a", "c")), "--kinds c must be one of a, b"),
     ],
 )

@@ -14,8 +14,10 @@ import pytest
 from helpers import SMALL_BUDGETS, SMALL_SIZES, losses_of, quick_fits, rows_of, run_script, run_sweep, wait_for
 
 import sweep
+from isoflop import files
 from isoflop.data import reader
 from isoflop.distributed import DistributedEnv
+from isoflop.options import UserError
 from isoflop.sweep import grid, results
 from isoflop.sweep.cells import ModelSize, Planner
 from train import train
@@ -195,6 +197,49 @@ def test_a_cell_that_fails_is_a_row_and_retry_runs_just_those(toy_data, tmp_path
     table = rows_of(tmp_path / "out")
     assert len(table) == 12 and {r["lr_from"] for r in table[8:]} == {"given"}
     assert {r["n_embd"] for r in table[8:]} == {"12", "24"}
+
+
+@pytest.mark.parametrize(
+    "error, status", [(files.Unwritable("--out_dir", "c", OSError(28, "No space")), 2), (UserError("no such text"), 1)]
+)
+def test_what_the_machine_refuses_is_no_row(toy_data, tmp_path, capsys, monkeypatch, error, status):
+    """A disk without room ends the sweep; of data that are gone for a moment one cell is left, and no FLOPs count."""
+    flags = ["--flop_budgets", "5e7", "--n_embds", 8, 16, *SMALL_SIZES[10:], "--data_dir", toy_data, "--out_dir"]
+    left = iter(range(1))
+
+    def once_gone(mc, tc, *args, **more):
+        if next(left, None) is not None:
+            raise error
+        return train(mc, tc, *args, **more)
+
+    monkeypatch.setattr(sweep, "train", once_gone)
+    assert run_sweep(*flags, tmp_path / "out") == status
+    said = capsys.readouterr()
+    assert str(error) in said.out + said.err
+    if status == 1:
+        assert results.ResultsFile(tmp_path / "out").cut_off() == 0 and "--retry" not in said.out.splitlines()[-1]
+        assert [r["status"] for r in rows_of(tmp_path / "out")] == ["ok"]
+        assert run_sweep(*flags, tmp_path / "out") == 0 and len(losses_of(tmp_path / "out")) == 2
+
+
+def test_a_cell_begins_anew_where_its_checkpoint_or_its_trunk_s_is_damaged(toy_data, tmp_path, capsys):
+    given = {"block_size": 32, "val_tokens": 1024, "data_dir": toy_data, "device": "cpu"}
+    planner = Planner(str(tmp_path / "out"), given, reader.open_data(toy_data), DistributedEnv())
+    cell, left, trunk = planner.cell(ModelSize(8, 1), 5e7), iter(range(3)), tmp_path / "trunk"
+
+    def run(**more):
+        return sweep.run_cell(cell.mc, cell.tc, str(trunk), [], DistributedEnv(), **more)
+
+    whole = run()["record"]
+    shutil.rmtree(cell.tc.out_dir)
+    assert run(stop=lambda: next(left, None) is None)["saved"]
+    saved = next(Path(cell.tc.out_dir).glob("checkpoints/step_*"))
+    shutil.copytree(saved, trunk)
+    for folder in (saved, trunk):
+        (folder / "model.safetensors").write_bytes(b"torn")
+    again = run()["record"]
+    assert f"{saved} is damaged" in capsys.readouterr().out
+    assert (again["run_id"], again["val_loss"]) == (whole["run_id"], whole["val_loss"])
 
 
 def test_one_cell_that_can_t_be_planned_does_not_stop_the_rest(toy_data, tmp_path, capsys):

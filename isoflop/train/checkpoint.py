@@ -93,12 +93,40 @@ def find(out_dir: Path, requested: str) -> Checkpoint | None:
             return None
         folder = found[-1]
     try:
-        return Checkpoint(folder, check_files(folder))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else error
+        return load(folder)
+    except ValueError as reason:
         older = [p for p in all_in(folder.parent) if p.name < folder.name]
         way_out = f"resume from the one before, --resume {older[-1]}" if older else "start without --resume"
         raise UserError(f"{folder} is damaged ({reason}); {way_out}") from None
+
+
+def load(folder: Path) -> Checkpoint:
+    """A whole checkpoint; ValueError says what is damaged."""
+    try:
+        return Checkpoint(folder, check_files(folder))
+    except KeyError as error:
+        raise ValueError(f"no {error}") from None
+    except (OSError, TypeError) as error:
+        raise ValueError(str(error)) from None
+
+
+def remove_damaged(folder: Path):
+    """Remove the damaged checkpoints of a folder, so that its run resumes from a whole one or begins anew."""
+    for one in all_in(folder):
+        try:
+            load(one)
+        except ValueError as reason:
+            print(f"{one} is damaged ({reason}): removed", flush=True)
+            shutil.rmtree(one)
+
+
+def is_whole(folder) -> bool:
+    """Whether a folder is a checkpoint without damage."""
+    try:
+        load(Path(folder))
+    except ValueError:
+        return False
+    return True
 
 
 def all_in(folder: Path) -> list[Path]:
