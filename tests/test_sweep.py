@@ -271,7 +271,9 @@ def test_a_sweep_of_one_step_cells_is_refused_before_anything_is_written(toy_dat
     run_sweep(*flags, "--allow_few_steps")
     out, table = capsys.readouterr().out, rows_of("sweep_results")
     assert len(table) == 2 and all(0 < int(r["steps"]) < 10 for r in table), "trained, whatever became of it"
-    assert out.startswith("note: 0 of 1 budgets have 4 or more sizes: no exponents a and b"), out[:200]
+    assert out.startswith("note: 0 of 1 budgets have 4 or more sizes: ") and "no interval of an exponent" in out, out[
+        :200
+    ]
 
 
 def test_hours_are_capped_too(undisturbed, tmp_path, capsys):
