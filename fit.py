@@ -64,6 +64,10 @@ class Options:
     loss_se_col: str | None = option(None, "its standard error: weights the parametric fit", metavar="NAME")
     lr_col: str | None = option(None, "--law_of hparams: column with the peak rate", metavar="NAME")
     batch_col: str | None = option(None, "--law_of hparams: column with tokens per step", metavar="NAME")
+    task_cols: tuple[str, ...] = option((), "--law_of task: columns with scores (default: score_*)", metavar="NAME")
+    task_loss_cols: tuple[str, ...] = option((), "their losses, one each or for all (default: loss)", metavar="NAME")
+    chance: tuple[float, ...] = option((), "scores of a guess, one each or for all (default: by name)", min=0, below=1)
+    percent: bool = option(False, "these scores are percents")
     units: tuple[str, ...] = option((), "as n=M d=B c=PF-days loss=perplexity", metavar="UNIT")
     run_cols: tuple[str, ...] = option((), "columns that together name a run", metavar="NAME")
 
@@ -202,7 +206,8 @@ def run(paths, out_dir=None, **options) -> dict:
 def fit_other_law(paths, options: Options) -> dict:
     """Fit the law of --law_of; write fit.json, its page and picture, by default into a folder of its own."""
     law = other_laws.OTHER_LAWS[options.law_of]
-    table = read_runs(paths, options, **law.reading)
+    reading = law.reading(options) if callable(law.reading) else law.reading
+    table = read_runs(paths, options, **reading)
     targets = read_rows(options.predict_runs, options)
     check_plots(options)
     answer = law.fit(table, options, targets)

@@ -6,6 +6,7 @@
     python sweep.py --depths 2 3 4 6 8 --tokens_per_params 10      # a ladder: L(C)
     python sweep.py --simulate hoffmann --flop_budgets 1e18 3e18   # no training
     python sweep.py --design adaptive --target_flops 1.5e14 --total_flops 3e13
+    python sweep.py --n_embds 16 32 --lrs .02 .04 .08 --batches 512 1024 2048
     torchrun --nproc_per_node=4 sweep.py --parallel cells   # four cells at once
     torchrun --nproc_per_node=4 sweep.py     # each cell on all four, in turn
 
@@ -305,8 +306,10 @@ def settle(job: Job, cell: Cell, answer: dict, results: ResultsFile):
     """Write the row of a cell that ended, and print a line."""
     job.ended += 1
     head = f"[{job.ended}/{job.known}] {cell.flop_budget:.3g} FLOPs, N {cell.plan.n_params_matmul:,} | "
-    if cell.probe:
+    if cell.lr_from == "tried":
         head += f"lr {cell.plan.lr:.3g} | "
+    if job.sc.batches:
+        head += f"batch {cell.plan.tokens_per_step:,} | "
     record = answer.get("record")
     status = (record or answer)["status"]
     refused_here = status == "refused" and job.asked is None  # of a cell that could be planned: by data that are gone
@@ -346,7 +349,7 @@ def finish(job: Job, results: ResultsFile, capped: str) -> int:
     print(summary.totals(results, bool(sc.ablation)))
     if job.design:
         print(money.next_text(job.design, results))
-    elif not sc.ablation:
+    elif not (sc.ablation or sc.batches):
         command = summary.next_command(sc, job.planner, results)
         if command:
             print(f"next: {command}")
@@ -359,8 +362,14 @@ def finish(job: Job, results: ResultsFile, capped: str) -> int:
 
 
 def fit_text(sc: SweepConfig, results: ResultsFile) -> str:
-    """fit.py's table of everything in the CSV, its losses weighed by the noise between seeds where that is known."""
+    """fit.py's table of everything in the CSV, its losses weighed by the noise between seeds where that is known.
+
+    With --batches the runs tell of rates and batches: their law.
+    """
     path, options = results.path, {}
+    if sc.batches:
+        folder = results.folder / "fit" / "hparams"
+        return "\n".join(fit.run([str(path)], out_dir=str(folder), law_of="hparams")["hparams"]["answer"])
     at = sc.predict_flops or (sc.target_flops and (sc.target_flops,))
     if at:
         options["predict_flops"] = tuple(at)
@@ -409,6 +418,8 @@ def show_dry_run(job: Job, here: executors.InGroup):
         env.print0(money.describe(job.design, results))
         return
     if sc.tokens_per_params:
+        return
+    if sc.batches:  # no isoFLOP grid: its law is that of rates and batches
         return
     if sc.ablation:  # one variant is one grid
         good = [c for c in stages[0] if not c.refused]

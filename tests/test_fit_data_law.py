@@ -54,13 +54,14 @@ def runs_of(form, noise=0.0, seed=0):
 @pytest.mark.parametrize("form", FORMS)
 def test_jacobian(form):
     n, d, u, loss = runs_of(form)
-    problem = data_law._Problem(form, Runs(n, d, u), np.log(loss))
+    runs = Runs(n, d, u)
+    problem = data_law._problem(form, runs, np.log(loss))
     theta = problem.mean[None] + 0.1
-    exact = data_law.terms(form, theta, problem.runs)[1][0]
+    exact = data_law.terms(form, theta, runs)[1][0]
     for k in range(theta.shape[1]):
         step = np.zeros_like(theta)
         step[0, k] = 1e-5
-        ends = [data_law.terms(form, theta + sign * step, problem.runs, False)[0][0] for sign in (1, -1)]
+        ends = [data_law.terms(form, theta + sign * step, runs, False)[0][0] for sign in (1, -1)]
         assert np.allclose(exact[k], (ends[0] - ends[1]) / 2e-5, atol=1e-7)
 
 

@@ -1,6 +1,7 @@
 """Whole sweeps: rows and budgets, cells that fail, caps, mistakes, and what a kill at any moment leaves behind."""
 
 import dataclasses
+import json
 import os
 import random
 import shutil
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import SMALL_BUDGETS, SMALL_SIZES, losses_of, quick_fits, rows_of, run_script, run_sweep, wait_for
 
@@ -130,6 +132,27 @@ def test_rates_are_probed_at_both_ends_and_read_between(toy_data, tmp_path):
         assert abs(lr / grid.rate_between(n, [by[0], by[-1]]) - 1) < 1e-6
     before = (tmp_path / "out" / "runs.csv").read_bytes()
     assert run_sweep(*flags) == 0 and (tmp_path / "out" / "runs.csv").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_rates_at_batches_are_all_run_and_their_law_is_fitted(toy_data, tmp_path, monkeypatch, capsys):
+    def bowl(mc, tc, *args, **more):
+        record = train(mc, tc, *args, **more)
+        off = np.log([record.lr / 0.02 * (record.n_params_matmul / 1e4) ** 0.5, record.tokens_per_step / 64])
+        return dataclasses.replace(record, val_loss=float(3 * np.exp(0.01 * off @ off)))
+
+    monkeypatch.setattr(sweep, "train", bowl)
+    flags = ["--flop_budgets", "1e8", "--n_embds", 8, 16, 24, "--n_layers", 1, 1, 1, *SMALL_SIZES[10:]]
+    flags += ["--lrs", 0.01, 0.02, 0.04, "--batches", 32, 64, 128, "--data_dir", toy_data]
+    assert run_sweep(*flags, "--out_dir", tmp_path / "out") == 0
+    rows = rows_of(tmp_path / "out")
+    assert len({(r["n_embd"], r["lr"], r["tokens_per_step"]) for r in rows}) == len(rows) == 27
+    law = json.loads((tmp_path / "out" / "fit" / "hparams" / "fit.json").read_text())["hparams"]
+    assert "lr* = " in capsys.readouterr().out and len(law["cells"]) == 3
+    assert [cell["batch"]["point"] for cell in law["cells"]] == pytest.approx([64] * 3, rel=0.05)
+    before = (tmp_path / "out" / "runs.csv").read_bytes()
+    assert run_sweep(*flags, "--out_dir", tmp_path / "out") == 0
+    assert (tmp_path / "out" / "runs.csv").read_bytes() == before
 
 
 @pytest.mark.parametrize("flags", [["--lrs", 0.3, 0.5, 0.7], ["--lrs", 0.3, 0.5, 0.7, "--seeds", 0, 1]])
@@ -312,6 +335,9 @@ def test_dry_run_writes_nothing(undisturbed, tmp_path, script):
         (["--flop_budgets", "10"], "--flop_budget 10 buys"),
         (["--parallel", "rows"], "--parallel rows must be one of cells, ddp"),
         (["--lrs", "0.1", "0.1", "0.2"], "--lrs has 2 rates; a parabola needs 3"),
+        (["--batches", "64", "128", "256"], "--batches needs --lrs"),
+        (["--lrs", ".1", ".2", ".3", "--batches", "64", "128"], "--batches has 2 batches; their law needs 3"),
+        (["--lrs", ".1", ".2", ".3", "--batches", "64", "99", "128"], "--total_batch_size 99 is not a multiple"),
         (["--depth", "4"], "--depths 4 6 8 10"),
         (["--seed", "1", "--seeds", "1", "2"], "--seed and --seeds exclude each other"),
         (["--reuse_trunk", *SMALL_SIZES], "--reuse_trunk needs --schedule wsd"),

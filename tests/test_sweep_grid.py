@@ -59,6 +59,15 @@ def test_ends_are_probed_and_what_has_run_is_read(tmp_path):
     assert len(grid.rates_of(sc, planner, Rows(rows), 1e9, sizes)[1]) == 1, "two rates are too few"
 
 
+def test_batches_take_every_rate_at_every_size(tmp_path):
+    flags = {"flop_budgets": (1e9, 2e9), "n_embds": (8, 16), "lrs": (0.01, 0.02, 0.04), "batches": (128, 256, 512)}
+    planner = sweep_planner(tmp_path, {"batch_size": 7, "lr_scale": 3.0})
+    (cells,) = grid.stages(sweep.SweepConfig(**flags), planner, None)
+    plans = {(c.size.n_embd, c.flop_budget, c.plan.lr, c.plan.tokens_per_step) for c in cells}
+    assert len(plans) == len(cells) == 2 * 2 * 3 * 3 and {c.plan.lr for c in cells} == {0.01, 0.02, 0.04}
+    assert {c.plan.tokens_per_step for c in cells} == {128, 256, 512} and not any(c.probe for c in cells)
+
+
 def test_best_guess_of_edges_and_few_budgets():
     def row(n, c, loss):
         return {

@@ -26,7 +26,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from isoflop.display import count
-from isoflop.fit.huber import PERCENTILES, huber, newton, resample_counts
+from isoflop.fit.huber import PERCENTILES
+from isoflop.fit.weak_priors import Problem
 from isoflop.options import UserError
 
 FORMS = {  # letters beyond c_N, c_D, alpha, beta, ln_E: prior mean and standard deviation
@@ -41,11 +42,8 @@ POWER = 3  # of ln D/U in the excess
 BASE = {"alpha": (0.35, 0.15), "beta": (0.35, 0.15)}  # weak priors, as wide as public sweeps differ
 E_SHARE, E_SD = 0.6, 0.3  # E as a share of the lowest loss
 TERM_SHARE, TERM_SD = 0.2, 1.5  # A/N^alpha and B/D^beta at the centre as a share of the median loss
-NOISE = 0.02  # of ln L at first
-LEAST_NOISE = 1e-4
 MIN_RUNS = 8
 MIN_REPEATED = 3
-FEW_ROWS = 60  # from here on draws resample the runs; below it their losses are perturbed
 DRAWS = 300
 DRAW_ELEMENTS = 150_000  # runs x draws at most, though no fewer draws than 100
 MOST_FOLDS = 6  # groups of U that are held out in turn
@@ -269,7 +267,7 @@ def fit_data_law(n, d, u, loss, form="auto", resamples=DRAWS, seed=0):
     if form == "auto":
         tests = backtest(runs, z)
         form = min(tests, key=lambda row: row["error"])["form"]
-    problem = _Problem(form, runs, z)
+    problem = _problem(form, runs, z)
     theta, noise = problem.fit()
     draws = np.zeros((0, len(theta)))
     if resamples:
@@ -307,75 +305,16 @@ def same_texts(u):
     return group
 
 
-class _Problem:
-    """One form, the runs, and the prior."""
-
-    def __init__(self, form, runs, z):
-        self.form, self.runs, self.z = form, runs, z
-        extra = list(FORMS[form].values())
-        if form == "excess":  # K about what it is at the centre: a tenth of the loss at ln D/U = 3
-            extra[0] = (np.median(z) + np.log(0.03) - POWER * np.log(3.0), extra[0][1])
-        elif form == "floor":
-            extra[0] = (np.median(z) + np.log(0.1), extra[0][1])
-        term = (np.median(z) + np.log(TERM_SHARE), TERM_SD)
-        prior = [term, term, BASE["alpha"], BASE["beta"], (z.min() + np.log(E_SHARE), E_SD), *extra]
-        self.mean, self.sd = np.array(prior, float).T
-
-    def minimise(self, starts, noise, w=None, z=None, mean=None, max_iter=80, tol=1e-5):
-        """theta (B, P) and objective (B,) from starts (B, P); w, z (B, R) and mean (B, P) of each problem."""
-        z = self.z if z is None else z
-        precision = (noise / self.sd) ** 2
-        middle = self.mean if mean is None else mean
-
-        def objective(theta, which):
-            some_z = z if z.ndim == 1 else z[which]
-            some_w = np.ones((len(theta), len(self.runs))) if w is None else w[which]
-            law, j = terms(self.form, theta, self.runs)
-            off = theta - (middle if middle.ndim == 1 else middle[which])
-            f, wpsi, curvature = huber(some_z - law, some_w, noise)
-            hess = (j * (curvature - wpsi)[:, None]) @ j.swapaxes(1, 2) + np.diag(precision)
-            gradient = -(j @ wpsi[..., None])[..., 0] + off * precision
-            return f + 0.5 * (off**2 @ precision), gradient, hess
-
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # wild steps are not accepted
-            scale = noise * np.sqrt(len(self.z))
-            return newton(starts, objective, np.diag(precision), scale, max_iter, tol)[:2]
-
-    def starts(self):
-        """A few starts about the prior: (5, P)."""
-        moved = [self.mean]
-        for k, size in ((2, 1.0), (3, 1.0), (5, 1.5), (4, -1.5)):
-            if k < len(self.mean):
-                one = self.mean.copy()
-                one[k] += size * self.sd[k]
-                moved.append(one)
-        return np.array(moved)
-
-    def fit(self, w=None, starts=None):
-        """theta (P,) and the scatter of the runs about it, with weights w (R,) of 0 or 1."""
-        noise, starts = NOISE, self.starts() if starts is None else starts
-        rows = len(self.z) if w is None else int(w.sum())
-        used = np.ones(len(self.z), bool) if w is None else w > 0
-        for _ in range(3):
-            all_w = None if w is None else np.broadcast_to(w, (len(starts), len(w)))
-            found, f = self.minimise(starts, noise, all_w)
-            theta = found[int(np.nanargmin(f))]
-            off = np.abs(self.z - terms(self.form, theta[None], self.runs)[0][0])[used]
-            spare = max(rows - len(theta), 0.25 * rows)
-            noise, starts = max(1.2533 * off.mean() * np.sqrt(rows / spare), LEAST_NOISE), theta[None]
-        return theta, float(noise)
-
-    def draws(self, theta, noise, count, rng):
-        """(count, P) draws about theta."""
-        shape = count, len(self.z)
-        mean, w, z = self.mean + self.sd * rng.standard_normal((count, len(theta))), None, None
-        if shape[1] >= FEW_ROWS:
-            w = resample_counts(rng, shape[1], count)
-        else:
-            z = self.z + noise * rng.standard_normal(shape)
-        starts = np.repeat(theta[None], count, 0)
-        found = self.minimise(starts, noise, w, z, mean, 30, 1e-3)[0]
-        return found[np.isfinite(found).all(1)]
+def _problem(form, runs, z):
+    """The fit of one form to the runs."""
+    extra = list(FORMS[form].values())
+    if form == "excess":  # K about what it is at the centre: a tenth of the loss at ln D/U = 3
+        extra[0] = (np.median(z) + np.log(0.03) - POWER * np.log(3.0), extra[0][1])
+    elif form == "floor":
+        extra[0] = (np.median(z) + np.log(0.1), extra[0][1])
+    term = (np.median(z) + np.log(TERM_SHARE), TERM_SD)
+    prior = [term, term, BASE["alpha"], BASE["beta"], (z.min() + np.log(E_SHARE), E_SD), *extra]
+    return Problem(lambda theta: terms(form, theta, runs), z, *np.array(prior, float).T)
 
 
 # ----- the choice of a form -----
@@ -409,13 +348,13 @@ def backtest(runs, z, forms=tuple(FORMS)):
     """
     out, tests = [], folds(runs)
     for form in forms:
-        problem = _Problem(form, runs, z)
+        problem = _problem(form, runs, z)
         whole = problem.fit()[0]
         row = {"form": form, "free": len(problem.mean)}
         for name, masks in tests.items():
             row[name] = _held_out(problem, masks, whole)
         known = [row[name] for name in tests if row[name] is not None]
-        inside = float(np.abs(z - terms(form, whole[None], runs)[0][0]).mean())
+        inside = float(np.abs(problem.residuals(whole)).mean())
         row |= {"inside": inside, "error": float(np.mean(known)) if known else inside}
         out.append(row)
     return out
@@ -426,5 +365,5 @@ def _held_out(problem, masks, whole):
     off = []
     for mask in masks:
         theta = problem.fit((~mask).astype(float), np.vstack([whole, problem.starts()[:1]]))[0]
-        off.append(np.abs(problem.z - terms(problem.form, theta[None], problem.runs)[0][0])[mask])
+        off.append(np.abs(problem.residuals(theta))[mask])
     return float(np.concatenate(off).mean()) if off else None

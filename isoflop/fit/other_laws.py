@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from isoflop.files import atomic, write_json, write_text
-from isoflop.fit import data_report, hparam_page
+from isoflop.fit import data_report, hparam_page, task_page
 from isoflop.fit.axes import RC
 from isoflop.fit.result import clean
 
@@ -29,7 +29,8 @@ class OtherLaw:
     # picture). UserError where the runs determine no law. targets: rows of --predict_runs, or None. The first has
     # "answer", lines for the terminal.
     fit: Callable
-    reading: dict = field(default_factory=dict)  # options of table.read() beside those of flags
+    # options of table.read() beside those of flags, or a function of fit.py's options that gives them
+    reading: dict | Callable = field(default_factory=dict)
     takes: tuple[str, ...] = ()  # those of OF_LOSS that this law has a use for, too
 
 
@@ -38,12 +39,17 @@ OTHER_LAWS: dict[str, OtherLaw] = {
     "hparams": OtherLaw(
         hparam_page.answer, {"same_nd": "all", "settings": hparam_page.WANTED}, takes=("predict_runs",)
     ),
+    "task": OtherLaw(task_page.answer, task_page.reading, takes=("predict_runs",)),
 }
 NAMES = ("loss", *OTHER_LAWS)  # the choices of --law_of
 OF_ONE = {
     "unique_tokens": "data",
     "lr_col": "hparams",
     "batch_col": "hparams",
+    "task_cols": "task",
+    "task_loss_cols": "task",
+    "chance": "task",
+    "percent": "task",
 }  # options that only one of these laws has a use for
 
 

@@ -88,9 +88,13 @@ def numbers_of(role, given, codes, coder):
         found = [i]
     if not found or not coder.usable(header[found[0]]):
         return None, None
-    name = header[found[0]]
+    return header[found[0]], cells_of(header[found[0]], codes, coder)
+
+
+def cells_of(name, codes, coder):
+    """The number of each run in a column, NaN where there is none."""
     texts = list(coder.of[name])
-    return name, floats(texts, decimal_of(texts) or ".")[codes[name]]
+    return floats(texts, decimal_of(texts) or ".")[codes[name]]
 
 
 def groups(*keys):

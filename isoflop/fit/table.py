@@ -18,7 +18,7 @@ from isoflop.display import count
 from isoflop.fit.cells import Request, Seen, concatenate, names_of, read_rows
 from isoflop.fit.columns import CONVENTIONS
 from isoflop.fit.logs import find_logs, join_logs
-from isoflop.fit.rows import groups, numbers_of, share_nd
+from isoflop.fit.rows import cells_of, groups, numbers_of, share_nd
 from isoflop.fit.units import NATS, parse_units, questions
 from isoflop.options import UserError
 
@@ -76,7 +76,7 @@ class Table:
 def read(
     paths, columns=None, where=(), exclude_flops_above=None, drop_top_loss=0, need_loss=True,
     *, status=(), units=(), run_cols=(), rows_are_runs=False, same_nd="auto", by=None,
-    settings=(),
+    settings=(), numbers=None,
 ):  # fmt: skip
     """
     Read runs from files.
@@ -109,6 +109,8 @@ def read(
         Column with the series of each run, for Table.label; "file": the name of its file.
     settings : sequence of str
         Of names.SETTINGS: columns whose numbers Table.settings is to hold, where they are there.
+    numbers : callable, optional
+        (names of the columns without a role, name of the loss's) -> those whose numbers Table.settings is to hold, too.
 
     Returns
     -------
@@ -137,6 +139,9 @@ def read(
         name, values = numbers_of(role, columns.get(role), codes, seen.codes)
         if name is not None:
             table.settings[role], seen.columns[role] = values, name
+    if numbers is not None:
+        for name in numbers(list(codes), seen.columns.get("loss")):
+            table.settings[name] = cells_of(name, codes, seen.codes)
     if logs:
         seen.note(join_logs(table, list(logs.values())))
     if need_loss and not rows_are_runs:

@@ -20,7 +20,9 @@ EXCLUSIVE = (  # pairs of flags that can't be given together
     ("ablation", "simulate"), ("ablation", "api"), ("ablation", "retry"), ("ablation", "law"),
     ("design", "ablation"), ("design", "lrs"), ("design", "tune_lr"), ("design", "recentre"), ("design", "seeds"),
     ("design", "retry"),
-    *(("tokens_per_params", other) for other in "design recentre ablation lrs tune_lr reuse_trunk".split()),
+    *(("tokens_per_params", other) for other in "design recentre ablation lrs tune_lr reuse_trunk batches".split()),
+    ("batches", "tune_lr"), ("batches", "recentre"), ("batches", "reuse_trunk"), ("batches", "ablation"),
+    ("batches", "design"), ("batches", "simulate"), ("batches", "retry"),
 )  # fmt: skip
 
 
@@ -57,6 +59,9 @@ class SweepConfig:
     )
     seeds_on: str = option("all", "which sizes get all seeds", choices=("all", "middle"))
     lrs: tuple[float, ...] | None = option(None, "try these rates at the end sizes of a budget", above=0, max=1e6)
+    batches: tuple[int, ...] | None = option(
+        None, "every rate of --lrs at each of these tokens per step, all sizes", min=1, max=2**40
+    )
     tune_lr: bool = option(False, "like --lrs, at 0.5x to 2x the default rate")
 
     total_flops: float | None = option(
@@ -110,6 +115,12 @@ class SweepConfig:
                 problems.append(f"--{name} has {len(given)} values and --n_embds {len(widths)}: give one each")
         if self.lrs and len(set(self.lrs)) < 3:
             problems.append(f"--lrs has {len(set(self.lrs))} rates; a parabola needs 3 (one rate for all is --lr)")
+        if self.batches and not self.lrs:
+            problems.append("--batches needs --lrs, the rates to try at each of them, as --lrs 0.01 0.02 0.04")
+        if self.batches and len(set(self.batches)) < 3:
+            problems.append(
+                f"--batches has {len(set(self.batches))} batches; their law needs 3 (one for all is --total_batch_size)"
+            )
         for one, other in EXCLUSIVE:
             if getattr(self, one) not in (None, False, ()) and getattr(self, other) not in (None, False, ()):
                 problems.append(f"--{one} and --{other} exclude each other: leave one out")
@@ -160,6 +171,6 @@ class SweepConfig:
     @property
     def moves(self) -> bool:
         """Whether the sizes of a budget wait for the fit of those below it."""
-        if self.n_embds or self.depths or self.reuse_trunk or self.ablation:
+        if self.n_embds or self.depths or self.reuse_trunk or self.ablation or self.batches:
             return False
         return self.flop_budgets != DEFAULT_BUDGETS if self.recentre is None else self.recentre

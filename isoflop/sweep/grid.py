@@ -4,6 +4,7 @@ Plain arithmetic on configurations. The plan of a cell is made by the code that 
 """
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -299,6 +300,23 @@ def ladder_cells(sc, planner: Planner) -> list[Cell]:
     return sorted(cells, key=lambda cell: cell.flop_budget)
 
 
+def setting_cells(sc, planner: Planner, flops: float, sizes: list[ModelSize]) -> list[Cell]:
+    """The cells of one budget of --lrs with --batches: each size (and seed) at every rate and batch.
+
+    UserError where a batch can be had with no size.
+    """
+    cells = []
+    for batch in sc.batches:
+        with_it = []
+        for size, rate, seed in itertools.product(sizes, sc.lrs, sc.seeds or [None]):
+            setting = {"lr": rate, "batch_size": None, "total_batch_size": batch}
+            with_it.append(planner.cell(size, flops, seed, setting, lr_from="tried"))
+        if all(cell.refused for cell in with_it):
+            raise UserError(f"--batches {batch} at {flops:g} FLOPs: {with_it[0].refused}")
+        cells += with_it
+    return cells
+
+
 def stages(sc, planner: Planner, results, save: bool = True) -> Iterator[list[Cell]]:
     """Lists of cells, each planned when those before it have run (or, in a dry run, as if they never had).
 
@@ -309,7 +327,7 @@ def stages(sc, planner: Planner, results, save: bool = True) -> Iterator[list[Ce
         return
     budgets = sorted(set(sc.flop_budgets))
     groups = [[flops] for flops in budgets] if sc.moves else [budgets]
-    tunes = bool(sc.lrs or sc.tune_lr)
+    tunes = bool(sc.lrs or sc.tune_lr) and not sc.batches
     for group in groups:
         sizes = {flops: sizes_of(sc, planner, results, flops, save) for flops in group}
         if tunes:
@@ -320,6 +338,9 @@ def stages(sc, planner: Planner, results, save: bool = True) -> Iterator[list[Ce
         cells = []
         if sc.reuse_trunk:
             cells = trunk_cells(sc, planner, sizes)
+        elif sc.batches:
+            for flops in group:
+                cells += setting_cells(sc, planner, flops, sizes[flops])
         else:
             for flops in group:
                 ends = []

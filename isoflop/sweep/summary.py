@@ -18,7 +18,7 @@ LEAST_SIZES = 3  # of a further budget: fewer have no lowest point between other
 
 def too_few(sc, planner: Planner, results: ResultsFile) -> str:
     """A line on what this sweep, with the rows in its folder, can't be asked; "" where budgets and sizes suffice."""
-    if sc.design:  # it chooses its own
+    if sc.design or sc.batches:  # it chooses its own; of rates and batches other questions are asked
         return ""
     if sc.tokens_per_params:
         return ladder_note(sc.tokens_per_params)
@@ -136,15 +136,15 @@ def next_depth(sc) -> str:
 def without_result(sc, cells: list[Cell], results: ResultsFile) -> list[tuple[Cell, str]]:
     """The cells that have no usable result, each with the status of its run, or "not run".
 
-    A result counts whatever its learning rate or batch: --retry may have changed them. In an ablation several runs
-    stand at one place of the grid, so that there each run_id counts for itself.
+    A result counts whatever its learning rate or batch: --retry may have changed them. In an ablation, and with
+    --batches, several runs stand at one place of the grid, so that there each run_id counts for itself.
     """
     status = {r["run_id"]: r["status"] for r in results.rows}
     places = results.places()
     missing = []
     for cell in cells:
         found = status.get(cell.run_id, "not run")
-        if found != "ok" and (sc.ablation or cell.place not in places):
+        if found != "ok" and (sc.ablation or sc.batches or cell.place not in places):
             missing.append((cell, found))
     return missing
 
