@@ -152,7 +152,9 @@ def plan_runs(parser, args, config: PlanConfig, basis: Basis):
         numbers["lifetime"] = estimate.with_inference(basis.laws, losses, config.inference_tokens)
         sections.append(tables.of_inference(numbers["lifetime"]))
     if len(estimates) == 1:
-        numbers["rules"] = estimate.rule_table(cfg, planned.plan.tokens, planned.plan.tokens_per_step)
+        numbers["rules"] = estimate.rule_table(
+            cfg, planned.plan.tokens, planned.plan.tokens_per_step, planned.plan.hparams
+        )
         sections.append(tables.of_rules(numbers["rules"], planned.plan.hparams, config.rules))
     notes = [*heads, *notes_of(estimates, basis)]
     if notes:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from isoflop.config import ModelConfig
 from isoflop.flops import count_params, param_table
+from isoflop.optim import fitted
+from isoflop.options import UserError
 
 # Peak learning rate of the hidden matrices at width LR_WIDTH and at the batch of batch_rule(). Found by a scan on the
 # stdlib corpus; LOG.md has the table. Adam's step is as large as the rate whatever the gradient, so a matrix of fan-in
@@ -93,6 +95,7 @@ def measures(cfg: ModelConfig, tokens: float) -> dict[str, float]:
         "layers": cfg.n_layer,
         "N": counts["matmul"],  # the head counted
         "non-embedding N": counts["non_embedding"],
+        "total N": counts["total"],
         "D": tokens,
         "D/N": tokens / counts["matmul"],
         "C = M D": deepseek_flops_per_token(cfg) * tokens,
@@ -105,16 +108,19 @@ def hparams(name: str, cfg: ModelConfig, tokens: float, tokens_per_step: float |
     Parameters
     ----------
     cfg : the model. Each rule takes N in its own convention from it; `Rule.source` says which.
+    name : of RULES, or the path of a fit.json with a law of one's own runs.
     tokens_per_step : the batch where it is already decided: rates that depend on the batch then follow it.
 
     Raises
     ------
-    ValueError : an unknown name, with the known ones.
+    UserError : an unknown name, with the known ones, or a file without such a law.
     """
-    if name not in RULES:
-        raise ValueError(f"--hparams {name} is unknown; known: {', '.join(RULES)}")
-    rule = RULES[name]
     outside = []
+    if name in RULES:
+        rule = RULES[name]
+    else:
+        rule, law = by_runs(name)
+        outside += [law.guessed] if law.guessed else []
     if name == "mup" and cfg.init != "scaled":
         outside.append(f"--init {cfg.init}: measured with --init scaled alone")
     for what, value in measures(cfg, tokens).items():
@@ -130,11 +136,28 @@ def hparams(name: str, cfg: ModelConfig, tokens: float, tokens_per_step: float |
     return HParams(lr, *others, rule.source, rule.measured, outside, cut)
 
 
+def by_runs(path: str) -> tuple[Rule, fitted.FittedLaw]:
+    """The rule in a fit.json of fit.py --law_of hparams, and the law that it is made of; UserError without one."""
+    if not path.endswith(".json"):
+        raise UserError(
+            f"--hparams {path} is unknown; known: {', '.join(RULES)}, or the fit.json of fit.py --law_of hparams"
+        )
+    law = fitted.read(path)
+
+    def values(cfg, tokens, batch):
+        lr, batch = law.best(count_params(cfg)[law.count], tokens, batch, batch_rule(tokens))
+        return lr, batch, 0.1, 0.95, WARMUP_FRAC
+
+    return Rule(values, law.source, law.measured, {law.measure: law.sizes, "D": law.tokens}), law
+
+
 def most_lr(name: str, cfg: ModelConfig) -> float:
     """The largest peak rate that rule `name` may give; see MOST_LR_FACTOR."""
     most = MOST_LR_FACTOR * width_lr(cfg)
     if name in ("default", "mup"):
         return most
+    if name not in RULES:
+        return max(most, fitted.read(name).most_lr)
     return max(most, MOST_PUBLISHED_LR)
 
 

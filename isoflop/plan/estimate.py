@@ -137,10 +137,10 @@ def predict(ranged_laws, counts: dict, n: float, tokens: float, vocab_size: int)
     return losses, warnings
 
 
-def rule_table(cfg: ModelConfig, tokens: float, tokens_per_step: float | None) -> dict[str, dict]:
-    """What every named rule says for this run; train.py --hparams NAME uses the same functions."""
+def rule_table(cfg: ModelConfig, tokens: float, tokens_per_step: float | None, used: str = "default"):
+    """{name: what it says} of every rule for this run, and of the one in use; train.py --hparams has the same."""
     table = {}
-    for name in hparams.RULES:
+    for name in dict.fromkeys((*hparams.RULES, used)):
         rule = hparams.hparams(name, cfg, tokens, tokens_per_step)
         own_batch = hparams.hparams(name, cfg, tokens).tokens_per_step
         table[name] = {"lr": rule.lr, "batch_of_the_rule": own_batch}

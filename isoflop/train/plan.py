@@ -46,8 +46,9 @@ class TrainConfig(RunConfig):
     val_tokens: int = option(2**17, "tokens in the validation loss", min=1, max=2**40)
 
     hparams: str = option(
-        "default", "rule for learning rate and batch", choices=tuple(hparams.RULES), group="optimizer"
-    )
+        "default", f"rule for rate and batch, {', '.join(hparams.RULES)}, or a fit.json of --law_of hparams",
+        group="optimizer", metavar="RULE",
+    )  # fmt: skip
     batch_size: int | None = option(None, "sequences per process and step (default: by rule)", min=1, max=2**30)
     total_batch_size: int | None = option(None, "tokens per step over all processes", min=1, max=2**40)
     micro_batch_size: int | None = option(None, "sequences per forward pass, if fewer than a step's", min=1, max=2**30)
@@ -100,6 +101,11 @@ class TrainConfig(RunConfig):
             more.append("--warmup_steps and --warmup_frac exclude each other")
         if self.lr is not None and self.lr_scale != 1.0:
             more.append("--lr and --lr_scale exclude each other: --lr_scale multiplies the learning rate of --hparams")
+        if self.hparams not in hparams.RULES:
+            try:
+                hparams.by_runs(str(self.hparams))
+            except UserError as error:
+                more.append(str(error))
         check(self, more)
 
 
