@@ -1,4 +1,7 @@
-"""Tables of the kinds that people have: what is read from each file of ../shared/cases/tables."""
+"""Tables of the kinds that people have: what is read from each file of ../shared/cases/tables, and from our own."""
+
+import json
+import math
 
 import numpy as np
 import pytest
@@ -119,3 +122,128 @@ def test_errors_behind_losses_and_compressed_files():
 def test_a_panel_export_says_what_to_export():
     with pytest.raises(UserError, match="is a W&B panel export: .*; export the table of runs instead"):
         case("wandb_panel_export.csv")
+
+
+# ----- the same kinds, written here -----
+
+N = [2.5e7, 5e7, 1e8, 4e7, 1.2e8, 4e8]
+D = [8e9, 4e9, 2e9, 1.25e10, 5e9, 1.3e9]
+LOSS = [3.6125, 3.5406, 3.5875, 3.3406, 3.1281, 3.2344]
+SPACE, NARROW = chr(0xA0), chr(0x202F)
+
+
+def lines(form, *columns):
+    """A line for each run, `form` filled with its columns."""
+    return "".join(form.format(*row) for row in zip(*columns, strict=True))
+
+
+def grouped(values, mark, form="{:,.0f}"):
+    """Numbers with `mark` between their thousands."""
+    return [form.format(value).replace(",", mark) for value in values]
+
+
+def millions(values, form="{:g}"):
+    return [form.format(value / 1e6) for value in values]
+
+
+def billions(values, form="{:g}"):
+    return [form.format(value / 1e9) for value in values]
+
+
+COMMA = [f"{loss:.4f}".replace(".", ",") for loss in LOSS]
+PLAIN = lines("{:g},{:g},{}\n", N, D, LOSS)
+HEAD = "params,tokens,val_loss\n"
+OBJECTS = [{"n_params": n, "tokens": d, "val_loss": loss} for n, d, loss in zip(N, D, LOSS, strict=True)]
+OWN = {  # name -> text, options of read(), what the notes and warnings must say
+    "French": ("params;tokens;val_loss\n" + lines("{};{};{}\n", grouped(N, NARROW), grouped(D, NARROW), COMMA), {}, ""),
+    "spaces that don't break": (
+        "params\ttokens\tval_loss\n" + lines("{}\t{}\t{}\n", grouped(N, SPACE), grouped(D, SPACE), LOSS), {}, "",
+    ),
+    "Swiss": (HEAD + lines("{},{},{}\n", grouped(N, "'"), grouped(D, "'"), LOSS), {}, ""),
+    "Python's underscores": (HEAD + lines("{},{},{}\n", grouped(N, "_"), grouped(D, "_"), LOSS), {}, ""),
+    "Fortran": (HEAD + lines("{},{},{}\n", *([f"{v:E}".replace("E", "D") for v in vs] for vs in (N, D)), LOSS), {}, ""),
+    "a header in words": (
+        "model size (millions of params),data (billion tokens),final validation loss\n"
+        + lines("{},{},{}\n", millions(N), billions(D), LOSS), {}, "times 1e+06",
+    ),
+    "ZFLOPs": (
+        "params_millions,compute_zflops,loss\n"
+        + lines("{},{:g},{}\n", millions(N), [6 * n * d / 1e21 for n, d in zip(N, D, strict=True)], LOSS), {}, "1e+21",
+    ),
+    "Chinese": (
+        "参数量(亿),训练tokens(十亿),验证损失\n" + lines("{:g},{},{}\n", [n / 1e8 for n in N], billions(D), LOSS),
+        {"columns": {"n": "参数量(亿)", "d": "训练tokens(十亿)", "loss": "验证损失"}}, "times 1e+08",
+    ),
+    "about": ("size,tokens,loss\n" + lines("~{}M,≈{}B,{}\n", millions(N), billions(D), LOSS), {}, ""),
+    "logarithms": (
+        "log10_params,ln(D),loss\n" + lines("{:.9f},{:.9f},{}\n", map(math.log10, N), map(math.log, D), LOSS),
+        {}, "log10_params: log10 of N",
+    ),
+    "a logarithm that is told": (
+        "log N,tokens,loss\n" + lines("{:.9f},{:g},{}\n", map(math.log, N), D, LOSS),
+        {"columns": {"n": "log N"}, "units": ("n=ln",)}, "log N: ln of N",
+    ),
+    "D/N": (
+        "params,tokens_per_param,val_loss\n"
+        + lines("{:g},{:g},{}\n", N, [d / n for n, d in zip(N, D, strict=True)], LOSS), {}, "D from D/N",
+    ),
+    "steps, batch and length": (
+        "params,steps,batch_size,seq_len,val_loss\n" + lines("{:g},{:g},500,1000,{}\n", N, [d / 5e5 for d in D], LOSS),
+        {"columns": {"d": "steps * batch_size * seq_len"}}, "",
+    ),
+    "an old Mac": ((HEAD + PLAIN).replace("\n", "\r"), {}, ""),
+    "psql": (" params | tokens | val_loss \n--------+--------+----------\n" + lines(" {:g} | {:g} | {} \n", N, D, LOSS)
+             + "(6 rows)\n", {}, ""),
+    "pandas, split": (
+        json.dumps({"columns": list(OBJECTS[0]), "index": [0, 1], "data": [list(one.values()) for one in OBJECTS]}),
+        {}, "",
+    ),
+    "pandas, by index": (json.dumps({f"run{i}": one for i, one in enumerate(OBJECTS)}), {}, ""),
+    "two files in one, rows twice": (HEAD + PLAIN + HEAD + PLAIN, {}, "6 x exact duplicate"),
+    "R, with row names and notes of two lines": (
+        '"","params","tokens","val_loss","note"\n' + lines('"{}",{:g},{:g},{},"one\ntwo, x"\n', range(6), N, D, LOSS),
+        {}, "",
+    ),
+    "a mean below": (HEAD + PLAIN + "1e8,1e9,diverged\nmean,,3.4\n", {}, "'mean' is no number"),
+    "a history": (
+        "exp,global_step,params,tokens_seen,eval/loss\n"
+        + lines("{},1,{:g},{:g},9\n", "abcdef", N, [d / 2 for d in D])
+        + lines("{},2,{:g},{:g},{}\n", "abcdef", N, D, LOSS),
+        {}, "rows of one exp are one run",
+    ),
+    "two optimizers": (
+        "optimizer,params,tokens,loss\n" + lines("adamw,{:g},{:g},{}\n", N, D, LOSS)
+        + lines("muon,{:g},{:g},{}\n", N, D, [0.98 * v for v in LOSS]), {"where": ("optimizer == adamw",)}, "",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_own_tables_are_read_as_they_are_meant(name, tmp_path):
+    text, options, says = OWN[name]
+    path = tmp_path / "runs.txt"
+    path.write_text(text, encoding="utf-8", newline="")
+    table = read([str(path)], **options)
+    order = np.argsort(table.loss)
+    expected = sorted(zip(LOSS, N, D, strict=True))
+    np.testing.assert_allclose(np.transpose([table.loss, table.n, table.d])[order], expected, rtol=1e-6)
+    said = [*table.info["notes"], *(warning["message"] for warning in table.info["warnings"])]
+    said += [f"{count} x {reason}" for reason, count in table.info["dropped_counts"].items()]
+    assert says in " | ".join(said)
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("params,steps,batch_size,seq_len,loss\n1e8,10,4,1024,3\n", '--d_col "steps * batch_size * seq_len"'),
+        ("params,iters,tokens_per_step,loss\n1e8,10,4096,3\n", '--d_col "iters * tokens_per_step"'),
+        ("params,1e18,3e18\n1e8,3.5,3.2\n", "columns named by numbers (1e18, 3e18, ..): write a row for each run"),
+        ("log N,log D,loss\n8,9,3\n", "name them with --n_col"),
+    ],
+)
+def test_a_table_that_lacks_columns_says_the_way_out(text, says, tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match="needs columns") as error:
+        read([str(path)])
+    assert says in str(error.value)

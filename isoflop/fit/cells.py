@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from isoflop.fit.columns import QUANTITIES, add_sums, find_columns, find_sums, index_of, selections
-from isoflop.fit.names import key_of, loss_unit, unit_in
+from isoflop.fit.names import LOGS, key_of, loss_unit, unit_in
 from isoflop.fit.reading import chunks, open_table
 from isoflop.fit.rows import Codes, distinct, name_runs
 from isoflop.fit.units import NATS, loss_in
@@ -247,8 +247,12 @@ def _numbers(data, role, cells, file):
             data["loss_se"] = error
             return
     values = floats(cells, decimal, words=role != "loss")
-    if file.scales[role] != 1.0 and role != "loss":
-        values = values * file.scales[role]
+    scale = file.scales[role]
+    if scale in LOGS:
+        with np.errstate(over="ignore"):
+            values = LOGS[scale] ** values
+    elif scale != 1.0 and role != "loss":
+        values = values * scale
     if role == "loss":
         values, error, _ = loss_in(values, error, file.loss_unit)
         if error is not None and "loss_se" not in file.found:
@@ -317,8 +321,11 @@ def _first_unreadable(chunk, values, rows, i, name, example):
 def _say_units(file, seen):
     """Notes on units that were taken from headers or --units, and the loss's unit, one for all files."""
     for role in ("n", "d", "c"):
-        if role in file.found and file.scales[role] != 1.0:
-            seen.note(f"{file.header[file.found[role]]}: {role.upper()} times {file.scales[role]:g}")
+        scale = file.scales.get(role, 1.0)
+        if scale in LOGS:
+            seen.note(f"{file.header[file.found[role]]}: {scale} of {role.upper()}")
+        elif scale != 1.0:
+            seen.note(f"{file.header[file.found[role]]}: {role.upper()} times {scale:g}")
     unit = file.loss_unit or NATS
     if unit == "perplexity":
         seen.note(f"{file.header[file.found['loss']]} is a perplexity: its logarithm is the loss, {NATS}")

@@ -16,6 +16,7 @@ from isoflop.options import UserError
 CONVENTIONS = ("n_params", "n_params_non_embedding", "n_params_matmul")
 OPS = {"==": operator.eq, "!=": operator.ne, "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 QUANTITIES = ("n", "d", "c", "loss")
+LENGTHS = "seq_len seq_length seqlen sequence_length block_size context_length max_seq_len n_ctx ctx_len".split()
 SHOWN = 20  # columns in a message
 
 
@@ -115,9 +116,23 @@ def _refuse_missing(found, header, path, need_loss):
     if header and all(np.isfinite(number(name)) for name in header):
         raise UserError(f"{path} has no header line: write the names of the columns above, as n_params,tokens,val_loss")
     raise UserError(
-        f"{path}: needs columns for {' and '.join(missing)}; its columns are {shown(header)}; "
-        "name them with --n_col, --d_col, --c_col, --loss_col"
+        f"{path}: needs columns for {' and '.join(missing)}; its columns are {shown(header)}; {_way_out(header, found)}"
     )
+
+
+def _way_out(header, found):
+    """What to do where columns are missing."""
+    numbers = [name for name in header if np.isfinite(number(name))]
+    if len(numbers) > 1:
+        return (
+            f"columns named by numbers ({', '.join(numbers[:2])}, ..): write a row for each run, with N, D or C, loss"
+        )
+    steps, batch, of_tokens = (candidates(role, header)[:1] for role in ("steps", "batch", "batch_tokens"))
+    lengths = [i for i, name in enumerate(header) if key_of(name) in LENGTHS][:1]
+    factors = steps + (of_tokens or batch + lengths)
+    if "d" not in found and steps and len(factors) >= 3 - len(of_tokens):
+        return f'tokens from other columns: --d_col "{" * ".join(header[i] for i in factors)}"'
+    return "name them with --n_col, --d_col, --c_col, --loss_col"
 
 
 # ----- sums of columns -----
@@ -125,14 +140,19 @@ def _refuse_missing(found, header, path, need_loss):
 
 def find_sums(header, named, path):
     """
-    Columns that are sums of others: [(name, ((index, +1 or -1), ..))].
+    Columns made of others: [(name, ((index, +1, -1 or "*"), ..))], "*" for all terms of a product.
 
-    `--n_col "transformer + lm_head"` asks for one; of nanochat's counts the one that its own scaling laws use is made,
-    where no usual name is there.
+    `--n_col "transformer + lm_head"` and `--d_col "steps * batch_size * seq_len"` ask for one; of nanochat's counts the
+    one that its own scaling laws use is made, where no usual name is there.
     """
     sums = []
     for role, name in named.items():
-        if name is None or name in header or not re.search(r"\s[+-]\s", name):
+        if name is None or name in header or not re.search(r"\s[+*-]\s", name):
+            continue
+        factors = re.split(r"\s\*\s", name)
+        if len(factors) > 1:
+            of_them = [index_of(header, part.strip(), f"--{role}_col", path) for part in factors]
+            sums.append((name, tuple((i, "*") for i in of_them)))
             continue
         parts = re.split(r"\s([+-])\s", name)
         terms = [(index_of(header, parts[0].strip(), f"--{role}_col", path), 1)]
@@ -151,7 +171,11 @@ def find_sums(header, named, path):
 def add_sums(chunk, sums, decimal):
     """The rows with a cell more for each sum."""
     for _, terms in sums:
-        total = sum(sign * floats([row[i] for row in chunk], decimal) for i, sign in terms)
+        values = [floats([row[i] for row in chunk], decimal) for i, _ in terms]
+        if terms[0][1] == "*":
+            total = np.prod(values, axis=0)
+        else:
+            total = sum(sign * value for (_, sign), value in zip(terms, values, strict=True))
         for row, value in zip(chunk, total, strict=True):
             row.append(value)
     return chunk

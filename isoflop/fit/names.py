@@ -8,6 +8,7 @@ Besides this project's own the names are those of nanochat, OLMo, marin (levante
 Trainer, and of public tables of runs.
 """
 
+import math
 import re
 
 from isoflop.fit.values import SCALES, scale_of
@@ -16,18 +17,18 @@ from isoflop.fit.values import SCALES, scale_of
 NAMES = {
     "n": "n_params_matmul n_params params parameters n num_params n_parameters model_size non_embedding_params "
     "n_params_non_embedding model_params num_parameters parameter_count param_count weight_params "
-    "params_total total_params params_non_embedding params_active_precise n_active_params active_params",
+    "params_total total_params params_non_embedding params_active_precise n_active_params active_params size",
     "d": "tokens d n_tokens num_tokens training_tokens train_tokens tokens_seen total_tokens tokens_trained token_num "
     "throughput_total_tokens num_tokens_seen train_num_input_tokens_seen num_input_tokens_seen tokens_processed "
     "train_tokens_seen consumed_tokens",
     "c": "flops compute_budget c flop compute training_flop training_flops train_flops total_flops budget flop_budget "
     "flops_budget total_flos train_total_flos pf_days pflop_s_days petaflop_days throughput_total_flops "
-    "throughput_total_training_flops actual_flops",
+    "throughput_total_training_flops actual_flops compute_flops training_compute train_compute",
     "loss": "val_loss final_loss loss l validation_loss valid_loss eval_loss test_loss train_loss training_loss "
     "final_val_loss best_val_loss openlm_loss val_bpb bpb bits_per_byte val_bpc bpc bits_per_character val_ppl ppl "
     "perplexity val_perplexity eval_perplexity",
     "run_id": "run_id run run_name id",
-    "name": "name exp_name model_name experiment experiment_name display_name model run_path",
+    "name": "name exp exp_name model_name experiment experiment_name display_name model run_path",
     "status": "status state",
     "loss_se": "val_loss_se loss_se",
     "step": "step _step current_step current_steps global_step trainer_global_step train_global_step iter iteration "
@@ -53,8 +54,14 @@ WEAK = {  # tried after the usual names: patterns of a key, the more telling fir
     "d": (r"(num|n|total|train|training|seen)_.*tokens?$", r"^tokens?_(seen|total|num|count)"),
     "c": (r"(total|train|training).*(flops?|compute)$",),
 }  # fmt: skip
+REMARKS = {  # behind another word, in brackets: "data (billion tokens)"
+    "n": re.compile(r"[(\[{](?!.*(/|per)).*(params|parameters)\s*[)\]}]$", re.I),
+    "d": re.compile(r"[(\[{](?!.*(/|per)).*tokens\s*[)\]}]$", re.I),
+}
+LOG = re.compile(r"\s*(log10|ln)[\s_]*[(\[]?\s*(.*?)\s*[)\]]?\s*$", re.I)  # "log" alone may be either
 NO_N = re.compile(r"embed|wte|head|scalar|per_|tokens")
 NO_D = re.compile(r"per_|batch|unique|val|eval")
+LOGS = {"log10": 10.0, "ln": math.e}
 LOSS_UNITS = {
     "perplexity": r"ppl|perplexity",
     "bits per byte": r"bpb|bits?_(per_)?byte",
@@ -80,7 +87,8 @@ def is_known(name):
 
 def keys_of(name):
     """The keys that a column goes by, the best first: its own, without its path, without a remark, without a unit."""
-    key, text = key_of(name), str(name)
+    log = LOG.fullmatch(str(name))
+    key, text = key_of(name), log[2] if log and log[2] else str(name)
     out = [key, key_of(text.rsplit(".", 1)[-1])]
     bare = key_of(re.sub(r"\s*[(\[{][^)\]}]*[)\]}]\s*$", "", text.rsplit(".", 1)[-1]))
     out += [bare, TAIL.sub("", out[1]), re.sub(r"(^|_)([kmgtpez]|giga|peta|exa|zetta)flop", r"\1flop", out[1])]
@@ -118,6 +126,8 @@ def candidates(role, header):
                 continue
             if re.search(pattern, own[-1]):
                 found.append(i)
+    if role in REMARKS:
+        found += [i for i, name in enumerate(header) if REMARKS[role].search(str(name))]
     return list(dict.fromkeys(found))
 
 
@@ -125,8 +135,14 @@ def candidates(role, header):
 
 
 def unit_in(name, role):
-    """The factor in a column's name for N, D or C: 1e6 of "Params (M)", 1e9 of tokens_B; 1 without a unit."""
+    """
+    The factor in a column's name for N, D or C: 1e6 of "Params (M)", 1e9 of tokens_B; 1 without a unit. For a
+    logarithm its name, a key of LOGS.
+    """
     text = str(name)
+    log = LOG.fullmatch(text)
+    if log and log[2]:
+        return log[1].lower()
     inside = re.search(r"[(\[{]\s*(?:in )?([^)\]}]*?)\s*[)\]}]\s*$", text)
     if inside:
         return scale_of(inside[1]) or 1.0

@@ -165,6 +165,8 @@ def _text_rows(text, path):
     told = re.match(r"sep=(.)\s*?\n", first, re.I)
     if told:
         text = text.lstrip().split("\n", 1)[1]
+    if "\n" not in text:  # lines as on a Mac of before
+        text = text.replace("\r", "\n")
     text = _without_comments(text)
     lines = (line for line in io.StringIO(text) if line.strip())
     head = [line for line, _ in zip(lines, range(20), strict=False)]

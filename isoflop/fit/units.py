@@ -8,7 +8,7 @@ Units of N, D, C and the loss: those that headers and --units tell, and question
 import numpy as np
 
 from isoflop.display import flops, sig
-from isoflop.fit.names import LOSS_UNITS, loss_unit
+from isoflop.fit.names import LOGS, LOSS_UNITS, loss_unit
 from isoflop.fit.values import scale_of
 from isoflop.options import UserError
 
@@ -45,8 +45,12 @@ def parse_units(words):
             out[role] = unit
             continue
         factor = scale_of(text.strip())
+        if text.strip().lower() in LOGS:
+            factor = text.strip().lower()
         if factor is None:
-            raise UserError(f"--units {word}: {text!r} must be K, M, B, T, PF-days, EFLOPs or a number as 1e9")
+            raise UserError(
+                f"--units {word}: {text!r} must be K, M, B, T, PF-days, EFLOPs, log10, ln or a number as 1e9"
+            )
         out[role] = factor
     return out
 

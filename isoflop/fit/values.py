@@ -16,9 +16,11 @@ from isoflop.laws import PF_DAY
 
 SCALES = {
     1e3: "k thousand thousands",
-    1e6: "m mm mn mio mil mega million millions",
-    1e9: "b bn g giga bil billion billions",
-    1e12: "t tn tera trillion trillions",
+    1e4: "万",
+    1e6: "m mm mn mio mil mega million millions millionen millones 百万",
+    1e8: "亿",
+    1e9: "b bn g giga bil billion billions mrd milliard milliards milliarden 十亿",
+    1e12: "t tn tera trillion trillions 万亿",
     1e15: "p peta",
     1e18: "e exa",
     1e21: "z zetta",
@@ -40,7 +42,7 @@ ERROR = re.compile(r"(?P<value>.+?)\s*(?:(?:±|\+/-|\+-|\\pm)\s*(?P<a>.+)|\((?P<
 
 def scale_of(word):
     """The factor that a unit word stands for, M or "billion tokens" or PF-days or 1e18; None for another word."""
-    word = str(word or "").strip().lower().strip(".")
+    word = str(word or "").strip().lower().strip(".").replace(" of ", " ")
     if re.fullmatch(r"x?(1e\d+|10\^\d+)", word):
         return float(word.lstrip("x").replace("10^", "1e"))
     if PF_DAYS.fullmatch(word):
@@ -120,7 +122,7 @@ def number(cell, decimal=".", words=True):
             pass
     text = str(cell).strip().translate(TIDY).strip("*`$~≈ ")
     text = re.sub("[⁺⁻⁰¹²³⁴-⁹]+", lambda match: "^" + match[0].translate(SUPERSCRIPTS), text)
-    match = FORM.fullmatch(text)
+    match = FORM.fullmatch(re.sub(r"(?<=[\d.])d(?=[+-]\d)", "e", text, flags=re.I))  # Fortran's 1.3D+09
     if not match:
         return float("nan")
     digits, power, word = match["digits"], match["e"] or match["power"], match["word"]
