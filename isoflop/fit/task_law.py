@@ -35,7 +35,9 @@ PARTS = 4  # of the runs, drawn by chance, that are held out in turn
 TOP_SHARE = 0.25  # of the runs: those of most compute, held out together
 DRAWS = 300
 TEST_DRAWS = 100
+DRAW_ELEMENTS = 150_000  # runs x draws at most, though no fewer draws than TEST_DRAWS
 MIX = 4.0  # a form's weight goes as its held-out error to minus this
+MOST_TESTED = 50  # runs of the quarter with most compute
 FOLLOWS = 0.9  # a score whose held-out error is above so much of its mean's follows nothing
 LEAST_ABOVE = 0.01  # above chance, at the runs of least loss
 LEAST_STRETCH = 1.0
@@ -267,7 +269,7 @@ def fit_task(task, n, d, c, x, y, chance=0.0, draws=DRAWS, seed=0) -> TaskFit:
     chance : float
         Score of a guess.
     draws : int
-        For intervals.
+        For intervals; fewer where runs are very many.
 
     Returns
     -------
@@ -288,6 +290,7 @@ def fit_task(task, n, d, c, x, y, chance=0.0, draws=DRAWS, seed=0) -> TaskFit:
     fit.refused = _too_little(x, y)
     if fit.refused:
         return fit
+    draws = min(draws, max(TEST_DRAWS, DRAW_ELEMENTS // len(y)))
     rng = np.random.default_rng(seed)
     fit.score_step = _score_step(x, y, chance, draws, rng)
     fit.of_mean = _error_of_mean(x, y)
@@ -364,7 +367,8 @@ def _chain_test(fit, n, d, c):
     without.loss_step = _loss_step(n[rest], d[rest], c[rest], fit.x[rest], TEST_DRAWS, rng)
     without.score_step = _score_step(fit.x[rest], fit.y[rest], fit.chance, TEST_DRAWS, rng)
     off, expected = [], []
-    for i in np.flatnonzero(top):
+    tested = np.flatnonzero(top)
+    for i in tested[:: -(-len(tested) // MOST_TESTED)]:
         found = without.predict(n[i], d[i], c[i])
         off.append(fit.y[i] - found.score)
         expected.append((found.pi95[1] - found.pi95[0]) / 3.92)
