@@ -63,6 +63,13 @@ def test_optima_lie_on_the_curves(good):
     stars = [tuple(part.get_offsets()[0]) for part in ax.collections if len(part.get_offsets()) == 1]
     assert stars == [(budget["n_opt"], budget["loss"]) for budget in good[0]["isoflop"]["budgets"]]
     assert ax.get_title().startswith("IsoFLOP curves") and ax.get_xscale() == "log"
+    for budget in good[0]["isoflop"]["budgets"]:  # the curve that the minimum is of, as far as runs near it reach
+        n, loss = good[1]["valleys"][budget["flops"]]
+        drawn = [line for line in ax.lines if line.get_lw() == 2.2 and line.get_xdata()[0] in n]
+        x, y = drawn[0].get_data()
+        assert len(drawn) == 1 and x[np.argmin(y)] == pytest.approx(budget["n_opt"], rel=0.1)
+        assert y.min() == pytest.approx(budget["loss"], rel=1e-3) and y.max() <= 1.1 * budget["loss"]
+        assert set(y) <= set(loss)
 
 
 def test_edge_budgets_have_an_open_circle():

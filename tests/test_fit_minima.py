@@ -32,6 +32,9 @@ def test_lopsided_curves_have_their_minima_where_they_are():
     np.testing.assert_allclose(found.ln_n[0], exact, atol=0.01)
     np.testing.assert_allclose(np.log(found.loss[0]), 1.0 - 0.05 * np.arange(6) + 0.05 * (1 / 0.3 + 1 / 0.5), atol=1e-4)
     assert found.ok.all() and not fit.outliers
+    x, y = fit.curve(2)
+    assert (x[0], x[-1]) == (some[2].ln_n[0], some[2].ln_n[-1])
+    np.testing.assert_allclose(np.interp(some[2].ln_n, x, y), some[2].ln_loss, atol=2e-4)
 
 
 def test_closed_form_left_out_errors_are_those_of_fits_without_the_run():

@@ -61,6 +61,7 @@ MEASURED = {"fmt": "o", "ms": 7, "mec": "black", "mew": 0.7, "capsize": 3, "zord
 LINES = {"isoflop": "-", "parametric": "--", "envelope": "-."}
 # entries of legends
 MOST_RISE = 0.15  # of a run's loss above the lowest of its budget, as far as isoflop.png shows
+SMOOTH_RISE = 0.1  # of the smooth curve above its minimum, as far as it is drawn: it is fitted near the bottom
 PREDICTED = (
     "forecast, with pi95",
     {"marker": "D", "ms": 7, "color": COLOURS["forecast"], "mec": "black", "ls": "-", "lw": 3},
@@ -68,6 +69,7 @@ PREDICTED = (
 OPTIMUM = "optimum, with ci95 of N*", {"marker": "*", "ms": 15, "mfc": "0.6", "mec": "black"}
 OF_THREE = "of three sizes: exact, no error", {"marker": "*", "ms": 15, "mfc": "white", "mec": "black"}
 LEFT_OUT = "lowest run, but no inner minimum: left out", {"marker": "o", "ms": 9, "mfc": "white", "mec": "0.45"}
+SMOOTH = "smooth curve", {"ls": "-", "color": "0.3", "lw": 2.2}
 BY_LAW = {"ls": "--", "color": "0.3"}  # of the law that answers
 
 
@@ -134,7 +136,8 @@ def draw_isoflop(result, arrays):
             x = _between(np.log(n[rows]))
             ax.plot(x, law.loss(x, cost.tokens(x, budget["flops"])), "--", color=shade, lw=1)
         if budget["n_opt"] is not None:
-            _draw_valley(ax, budget, n[rows], loss[rows], shade)
+            curve = valley_curve(budget, n[rows], loss[rows], arrays.get("valleys") or {})
+            _draw_valley(ax, budget, curve, shade)
         elif budget["status"] != "too_few_sizes":
             lowest = rows[loss[rows].argmin()]
             ax.scatter(n[lowest], loss[lowest], s=90, **OPEN)
@@ -156,7 +159,9 @@ def draw_isoflop(result, arrays):
         fig.legend(handles, [flops_tick(c) for c in budgets], title=C_AXIS, **style).set_gid("right")
     else:
         colour_bar(fig, ax, budgets, C_AXIS, flops_tick)
-    legend(fig, ax, _isoflop_entries(groups, name))
+    entries = _isoflop_entries(groups, name)
+    long = LEFT_OUT in entries or OF_THREE in entries
+    legend(fig, ax, entries, columns=2 if long else 3)
     return fig
 
 
@@ -175,10 +180,19 @@ def _between(x):
     return np.exp(np.linspace(x.min() - 0.15, x.max() + 0.15, 200))
 
 
-def valley_curve(budget, n, loss):
-    """The isoFLOP curve near its optimum: through it, with the curvature of the runs about it, or through all three."""
+def valley_curve(budget, n, loss, valleys):
+    """
+    The isoFLOP curve of a budget near its optimum: the smooth one of arrays["valleys"]; without one a parabola through
+    the optimum with the curvature of the runs about it, or through all three runs.
+    """
     x, grid, at, least = np.log(n), np.log(_between(np.log(n))), np.log(budget["n_opt"]), budget["loss"]
     inside = (grid > x.min()) & (grid < x.max())
+    if budget["status"] == "ok" and budget["flops"] in valleys:
+        sizes, smooth = valleys[budget["flops"]]
+        bottom = np.argmin(np.abs(sizes - budget["n_opt"]))
+        high = np.flatnonzero(smooth > (1 + SMOOTH_RISE) * least)
+        near = slice(high[high < bottom].max(initial=-1) + 1, high[high > bottom].min(initial=len(sizes)))
+        return sizes[near], smooth[near]
     if budget["status"] == "exact":
         return np.exp(grid[inside]), np.polyval(np.polyfit(x - at, loss, 2), grid[inside] - at)
     # runs whose loss is LOCAL_RISE above the optimum weigh half, as in the fit
@@ -189,10 +203,10 @@ def valley_curve(budget, n, loss):
     return np.exp(grid[near]), least + rise[near]
 
 
-def _draw_valley(ax, budget, n, loss, shade):
+def _draw_valley(ax, budget, curve, shade):
     """The curve of a budget and its optimum, open and thin where three sizes leave no room for an error."""
     exact, least = budget["status"] == "exact", budget["loss"]
-    ax.plot(*valley_curve(budget, n, loss), color=shade, lw=1.2 if exact else 2.2, zorder=3)
+    ax.plot(*curve, color=shade, lw=1.2 if exact else 2.2, zorder=3)
     ends = (budget.get("ci95") or {}).get("n_opt")
     if ends:
         ax.plot(ends, [least, least], color="black", lw=1.2, marker="|", ms=9, mew=1.2, zorder=4)
@@ -205,7 +219,7 @@ def _draw_valley(ax, budget, n, loss, shade):
 def _isoflop_entries(groups, name):
     entries, found = [], {budget["status"] for budget, _ in groups}
     if "ok" in found:
-        entries.append(OPTIMUM)
+        entries += [SMOOTH, OPTIMUM]
     if "exact" in found:
         entries.append(OF_THREE)
     if found - {"ok", "exact", "too_few_sizes"}:

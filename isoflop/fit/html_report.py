@@ -75,7 +75,7 @@ def _data(result, arrays):
         mine = member == i
         curve = []
         if budget["n_opt"] is not None and mine.any():
-            curve = np.transpose(valley_curve(budget, n[mine], loss[mine])).tolist()
+            curve = np.transpose(valley_curve(budget, n[mine], loss[mine], arrays.get("valleys") or {})).tolist()
         budgets.append(kept | {"curve": curve})
     run_id = arrays.get("run_id")
     if run_id is None:

@@ -73,6 +73,13 @@ class IsoflopFit:
     refusals: tuple = ()
     warnings: tuple = ()
 
+    def smooth_curves(self):
+        """{FLOPs of a budget: (N, loss) along the smooth curve that its minimum is of}; empty but for "pooled"."""
+        if self.pooled is None:
+            return {}
+        inside = [budget for budget in self.budgets if budget.status in POOLED]
+        return {budget.flops: tuple(np.exp(self.pooled.curve(g))) for g, budget in enumerate(inside)}
+
     def optimum(self, c):
         """N_opt and D_opt at compute c (FLOPs), from the two lines."""
         ln_c = np.log(np.asarray(c, float))

@@ -288,6 +288,11 @@ class PooledFit:
         found = [self._of(g, y[g][None]) for g in range(len(y))]
         return Minima(*(np.stack([getattr(m, k) for m in found], 1) for k in ("ln_n", "loss", "status")))
 
+    def curve(self, g):
+        """The mean of the smooth curves of budget g: ln N and ln loss, (GRID,) each."""
+        ln_loss = sum(self.shares[name] * (member.at_grid[g] @ self.data.y[g]) for name, member in self.members.items())
+        return self.data.middle[g] + self.data.half[g] * self.data.grid, ln_loss
+
     def draw(self, draws, rng):
         """
         Minima (B, G) of the runs with noise of CHOICE * sd added once more to each: their spread is that of the minima.

@@ -274,13 +274,13 @@ def _published_section():
 
 
 def to_arrays(analysis: Analysis) -> dict:
-    """The runs: run_id, n, d, c, loss, budget (index into isoflop's budgets, -1 for none), curve; and bands()."""
+    """The runs: run_id, n, d, c, loss, budget (index into isoflop's budgets, -1 for none), curve; isoFLOP curves."""
     table = analysis.table
     member = np.full(len(table.n), -1)
     for i, budget in enumerate(analysis.fits.isoflop.budgets):
         member[budget.rows] = i
     arrays = {"run_id": table.run_id, "n": table.n, "d": table.d, "c": table.c, "loss": table.loss}
-    arrays |= {"budget": member, "curve": table.curve}
+    arrays |= {"budget": member, "curve": table.curve, "valleys": analysis.fits.isoflop.smooth_curves()}
     if table.c_exact is not None:
         arrays["c_exact"] = table.c_exact
     if table.lr_on_edge is not None:
