@@ -37,7 +37,10 @@ from isoflop.plan.machine import Machine, make_machine
 from isoflop.train.plan import RunPlan, TrainConfig, resolve
 
 ENDS = ("flop_budget", "max_iters", "tokens_per_param")  # with --tokens, what says when a run ends
-NOT_PLANNED = ("overwrite", "resume", "ckpt_every", "log_every", "sample_every", "tracker")  # of TrainConfig
+NOT_PLANNED = (  # of TrainConfig
+    "overwrite", "resume", "ckpt_every", "log_every", "sample_every", "tracker", "eval_every", "tasks", "tasks_every",
+    "tasks_limit",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from isoflop.config import ModelConfig
 from isoflop.data import config, reader
 from isoflop.device import pick_device
 from isoflop.distributed import DistributedEnv, launch, stop_signals
+from isoflop.eval import scores
 from isoflop.files import Unwritable, folder_lock
 from isoflop.fit import report
 from isoflop.options import UserError
@@ -252,6 +253,10 @@ def sweep(job: Job, here: executors.InGroup) -> int:
     job.cells.clear()
     if job.asked is None:
         check_tracker(job.planner.flags.get("tracker"))
+        if job.planner.flags.get("tasks"):
+            from isoflop.eval import while_training
+
+            while_training.harness_of(job.planner.flags["tasks"], job.planner.flags.get("tasks_limit"))
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder_lock(sc.out_dir, "sweep"))
         results = ResultsFile.open(sc.out_dir, job.planner.source, job.texts, drop=sc.drop_bad_rows)
@@ -347,6 +352,8 @@ def finish(job: Job, results: ResultsFile, capped: str) -> int:
     except ValueError as error:
         print(f"no fit: {error}")
     print(summary.totals(results, bool(sc.ablation)))
+    if scores.gather(results.folder, results.rows):
+        print(f"{scores.join(results.folder)}: the runs with their scores as columns, for fit.py")
     if job.design:
         print(money.next_text(job.design, results))
     elif not (sc.ablation or sc.batches):

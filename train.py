@@ -34,7 +34,7 @@ from isoflop.optim import schedule
 from isoflop.optim.build import build
 from isoflop.optim.parallel import accumulate, broadcast_weights, replicate
 from isoflop.options import explain
-from isoflop.train import checkpoint, tracking
+from isoflop.train import checkpoint, evals, tracking
 from isoflop.train.failures import blown_up, find_micro_batch, note_failure
 from isoflop.train.plan import RunConfig, RunPlan, TrainConfig, resolve
 from isoflop.train.prefetch import Batches
@@ -204,6 +204,8 @@ def train(
     progress = Progress.begin(run, clock)
     if not tracking.sweep_of(run.out_dir):  # else the sweep has asked, once
         run.env.on_rank0(functools.partial(tracking.check_tracker, tc.tracker))
+    if tc.tasks:
+        run.env.on_rank0(functools.partial(check_tasks, run))
     with contextlib.ExitStack() as held:
         run.env.on_rank0(functools.partial(claim, run, held, lock))  # the first thing that is written
         announce(run)
@@ -214,6 +216,8 @@ def train(
             optimizer = build_optimizer(run, model)
             train_steps(run, progress, model, optimizer, track.log, keep or {}, stop)
             optimizer.finish()  # the weights that are evaluated and saved: the last, or with --ema their mean
+            if progress.status == "ok":
+                evals.at_end(run, progress, model, track.log, score_tasks)
         record = finish(run, progress, model, optimizer)
         track.finish(asdict(record))
         return record
@@ -265,12 +269,15 @@ def train_steps(run: Setup, progress: Progress, model, optimizer, track, keep: d
             stopping = polled and env.any(stop()) and done < plan.steps
             due = tc.ckpt_every and done % tc.ckpt_every == 0 and done < plan.steps
             sampling = tc.sample_every and done % tc.sample_every == 0
-            if not (stopping or due or sampling or done in keep):
+            evaluating = evals.due(tc, done, plan.steps)
+            if not (stopping or due or sampling or evaluating or done in keep):
                 continue
             loss.item()
             with timer.paused(done):
                 if sampling:
                     run.say(excerpt(model, run.tokens.folder, run.autocast, seed=done))
+                if evaluating:
+                    evals.during(run, progress, model, track, score_tasks)
                 if done in keep:
                     save(run, progress, model, optimizer, Path(keep[done]))
                 if stopping or due:
@@ -377,6 +384,20 @@ def excerpt(model, folder, autocast, count: int = 64, seed: int = 0) -> str:
     return "sample | " + repr(tokenizer.decode(out[0, 1:].tolist()))
 
 
+def score_tasks(run: Setup, model) -> list[dict]:
+    """Scores of the model as it is on the benchmarks of --tasks."""
+    from isoflop.eval import while_training
+
+    return while_training.score(run, model)
+
+
+def check_tasks(run: Setup):
+    """UserError where the benchmarks of --tasks can't be had, or not for this model."""
+    from isoflop.eval import while_training
+
+    while_training.check(run)
+
+
 # ----- the end of a run -----
 
 
@@ -429,6 +450,7 @@ def write(run: Setup, progress: Progress, model, record: RunRecord) -> OSError |
         model = None  # half a step may be in its weights
     try:
         problem = checkpoint.save_run(run.out_dir, model, record, progress.curve, save_model)
+        evals.write(run.out_dir, progress.evals)
     except OSError as error:
         run.env.print0(json.dumps(asdict(record)))  # no room for the record itself: the screen has it
         return error

@@ -1,6 +1,7 @@
 """isoflop/eval/scores.py: what scores.csv lacks, a torn line, a foreign file, and the columns that fit.py reads."""
 
 import csv
+import json
 
 import pytest
 
@@ -72,3 +73,21 @@ def test_fit_reads_the_columns(folder):
     assert sorted(found) == ["core", "piqa"] and found["piqa"]["a" * 12] == pytest.approx((0.75, 0.01))
     assert found["piqa"]["0" * 12][0] == 0.5 and list(found["core"]) == ["0" * 12]
     assert logs.scores([str(folder / "runs.csv")]) == {}
+
+
+def test_scores_that_cells_had_at_their_end_are_taken_once(tmp_path):
+    """Those of the last step of finished runs; eval.py --sweep does not score them again."""
+    runs = [
+        {"run_id": f"{i:012x}", "status": status, "steps": "20", "started": "now"}
+        for i, status in enumerate(("ok", "oom"))
+    ]
+    for run in runs:
+        folder = tmp_path / "cells" / run["run_id"]
+        folder.mkdir(parents=True)
+        lines = [{"step": 10, "task": "a", "asked": "a", "limit": "5", "metric": "acc", "score": 0.1, "stderr": 0.01}]
+        lines += [lines[0] | {"step": 20, "score": 0.3}, {"step": 20, "val_loss": 3.0}]
+        (folder / "evals.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert scores.gather(tmp_path, runs) == 1 and scores.gather(tmp_path, runs) == 0
+    (row,) = scores.read_scores(tmp_path)
+    assert (row["run_id"], row["task"], row["score"]) == (runs[0]["run_id"], "a", "0.3")
+    assert scores.missing(tmp_path, runs, {"a": {"asked": "a", "limit": "5"}}) == {}

@@ -5,7 +5,7 @@ import io
 import re
 from pathlib import Path
 
-from isoflop.files import append_line, regular, write_text
+from isoflop.files import append_line, parse_json, regular, write_text
 from isoflop.options import UserError
 
 COLUMNS = "run_id asked limit task metric score stderr chance centred shots n when".split()  # of scores.csv
@@ -57,6 +57,24 @@ def append(folder: Path, rows: list[dict]):
         writer.writeheader()
     writer.writerows(rows)  # None is an empty cell
     append_line(path, text.getvalue())
+
+
+def gather(folder: Path, runs: list[dict]) -> int:
+    """Take the scores that runs of a sweep had at their end (--tasks) into scores.csv; how many runs have new ones."""
+    held = {(row["run_id"], row["asked"], row["limit"]) for row in read_scores(folder)}
+    count = 0
+    for run in runs:
+        path, found = folder / "cells" / run["run_id"] / "evals.jsonl", []
+        if run["status"] == "ok" and path.is_file():
+            for line in regular(path).read_text().splitlines():
+                row = parse_json(line)
+                known = (run["run_id"], row.get("asked"), row.get("limit")) in held
+                if "task" in row and row["step"] == int(run["steps"]) and not known:
+                    found.append(row | {"run_id": run["run_id"], "when": run["started"]})
+        if found:
+            append(folder, found)
+            count += 1
+    return count
 
 
 def join(folder: Path) -> Path:

@@ -78,6 +78,10 @@ class TrainConfig(RunConfig):
     log_every: int | None = option(
         None, "steps between log lines (default: 20 lines)", group="logging", min=1, max=MOST_STEPS
     )
+    eval_every: int | None = option(None, "steps between validation losses", min=1, max=MOST_STEPS)
+    tasks: str | None = option(None, "score benchmarks at the end, as in eval.py")
+    tasks_every: int | None = option(None, "and every so many steps", min=1, max=MOST_STEPS)
+    tasks_limit: float | None = option(None, "examples of each task; below 1: a share", above=0, max=1e9)
     sample_every: int | None = option(None, "steps between printed samples of text", min=1, max=MOST_STEPS)
     tracker: str | None = option(
         None, "log to tensorboard, wandb or mlflow, too", choices=("tensorboard", "wandb", "mlflow")
@@ -99,6 +103,9 @@ class TrainConfig(RunConfig):
             more.append("--batch_size (per process) and --total_batch_size (over all) exclude each other")
         if self.warmup_steps is not None and self.warmup_frac is not None:
             more.append("--warmup_steps and --warmup_frac exclude each other")
+        for name in ("tasks_every", "tasks_limit"):
+            if getattr(self, name) is not None and not self.tasks:
+                more.append(f"--{name} {getattr(self, name):g} needs the benchmarks: add --tasks hellaswag,piqa")
         if self.lr is not None and self.lr_scale != 1.0:
             more.append("--lr and --lr_scale exclude each other: --lr_scale multiplies the learning rate of --hparams")
         if self.hparams not in hparams.RULES:

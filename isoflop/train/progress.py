@@ -75,6 +75,7 @@ class Progress:
     losses: deque  # of the last steps, tensors on the device: reading one waits for it
     curve: list[dict]  # one row per logged step
     timer: Timer
+    evals: list[dict]  # rows of evals.jsonl
     started: str  # date and time
     clock: float  # seconds of time.perf_counter() when the run began
     loop_start: float | None = None  # and when its first step did
@@ -85,14 +86,15 @@ class Progress:
     def begin(cls, run, clock: float) -> "Progress":
         """At the start, or where the restored checkpoint was saved; clock: time.perf_counter() when train() began."""
         losses = deque(maxlen=max(run.log_every, run.tail))
-        curve, timed = [], ()
+        curve, evals, timed = [], [], ()
         if run.restored:
+            evals = run.restored.state.get("evals", [])
             curve, timed = run.restored.state["curve"], run.restored.state["timed"]
             losses.extend(torch.tensor(run.restored.state["losses"], device=run.env.device))
         untimed = min(UNTIMED, (run.plan.steps - run.first_step) // 2)
         timer = Timer(run.first_step, untimed, run.plan.tokens_per_step, *timed)
         started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return cls(run.first_step, losses, curve, timer, started, clock)
+        return cls(run.first_step, losses, curve, timer, evals, started, clock)
 
     def log(self, run, lr: float, track):
         """The mean loss since the last logged step, over all processes: into the curve, to the tracker, and printed."""
@@ -131,6 +133,7 @@ class Progress:
             "plan": asdict(run.plan),
             "losses": [total / run.env.size for total in run.env.sum(*losses)],
             "curve": self.curve,
+            "evals": self.evals,
             "timed": [self.timer.tokens, self.timer.seconds],
         }
 

@@ -285,6 +285,12 @@ def draw_curve(folder: Path, record):
     ax.plot([row["tokens"] for row in curve], [row["loss"] for row in curve], marker=".", label="training")
     if record.val_loss is not None:
         ax.plot(curve[-1]["tokens"], record.val_loss, "D", color="black", label=f"validation, {record.val_loss:.4f}")
+    between = []
+    if (folder / "evals.jsonl").is_file():
+        between = [parse_json(line) for line in regular(folder / "evals.jsonl").read_text().splitlines()]
+    between = [row for row in between if row.get("val_loss") is not None]
+    if between:
+        ax.plot([row["tokens"] for row in between], [row["val_loss"] for row in between], "d", color="black", ms=4)
     ax.set(xlabel="tokens", ylabel="loss (nats per token)")
     ax.set_title(f"{record.n_embd} wide, {record.n_layer} deep, N {record.n_params_matmul:,} (head counted)", size=10)
     ax.grid(alpha=0.3)
