@@ -35,7 +35,7 @@ REFUSED = {
     (
         "input_ids.parquet",
         "input_ids",
-    ): "100 of 100 documents would be dropped; if they are tokens, write",
+    ): "100 of 100 documents would be dropped; if they are tokens, say of which tokenizer: --tokens_of gpt2",
 }
 
 

@@ -33,6 +33,7 @@ class DataConfig:
     config: str | None = option(None, f"its configuration, or none (FineWeb's: {HUB_CONFIG})")
     split: str = option("train", "its split on the hub")
     text_column: str = option("text", "column or key that holds the text")
+    tokens_of: str | None = option(None, "the column holds tokens of this tokenizer, as gpt2")
     split_at_markers: bool = option(True, "documents of a .txt end at <|endoftext|>")
     strict: bool = option(False, "stop at a line or row that is no text, not drop it")
     tokenizer: str | None = option(None, f"see above (default: gpt2; stdlib: {STDLIB_TOKENIZER})", group="tokenizer")
@@ -96,6 +97,10 @@ def resolve(cfg: DataConfig) -> DataConfig:
     if tokenizer is None:
         tokenizer = STDLIB_TOKENIZER if is_stdlib(cfg) else "gpt2"
     check_name(tokenizer)
+    if cfg.tokens_of is not None:
+        from isoflop.data.token_lists import tokenizer_of
+
+        tokenizer_of(cfg.tokens_of)  # or says that there is none such
     names = []
     num_docs = cfg.num_docs
     for source, _ in mixture(cfg):
@@ -148,7 +153,7 @@ def settings(cfg: DataConfig) -> dict:
         found = {"source": cfg.source, "text_column": cfg.text_column}
     for name in ("tokenizer", *LIMITS, "val_fraction"):
         found[name] = getattr(cfg, name)
-    for name in ("shard_tokens", "bpe_sample"):
+    for name in ("shard_tokens", "bpe_sample", "tokens_of"):
         if getattr(cfg, name) != getattr(DataConfig, name):
             found[name] = getattr(cfg, name)
     if cfg.tokenizer.endswith(".json"):
@@ -195,7 +200,8 @@ def open_source(source: str | tuple[str, ...], cfg: DataConfig, **more) -> sourc
         return sources.paths_source(source, paths, lambda: sources.file_rows(paths), **more)
     if source == "-":
         return sources.paths_source("standard input", [], sources.stdin_rows, **more)
-    return sources.files_source(source, Reading(cfg.text_column, markers(cfg)), **more)
+    reading = Reading(cfg.text_column, markers(cfg), tokens_of=cfg.tokens_of)
+    return sources.files_source(source, reading, **more)
 
 
 def command(cfg: DataConfig) -> str:

@@ -14,6 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from isoflop.data.bpe import EOT
@@ -41,11 +42,13 @@ class Reading:
     column : column or key that holds the text.
     markers : strings that end a document of a .txt file.
     split_bytes : a .txt file without markers is cut at line ends into documents of this size.
+    tokens_of : the tokenizer of a parquet column that holds tokens, see token_lists.py; None: it holds text.
     """
 
     column: str = "text"
     markers: tuple[str, ...] = (EOT,)
     split_bytes: int = sys.maxsize
+    tokens_of: str | None = None
     counts: dict[str, Counter] = field(default_factory=dict, compare=False)  # path -> how often each marker is there
 
 
@@ -291,6 +294,18 @@ def json_array(path: str, column: str) -> Iterator[tuple[str, object, float]]:
 
 
 def read_parquet(path: str, reading: Reading, skip: int) -> Iterator[tuple[str | Dropped | None, float]]:
+    if reading.tokens_of is None:
+        for value, where, progress in parquet_rows(path, reading, skip):
+            yield text_of(value, where), progress
+        return
+    from isoflop.data.token_lists import documents
+
+    rows = parquet_rows(path, reading, 0)  # a document may begin in any of them
+    yield from islice(documents(rows, reading.tokens_of), skip, None)
+
+
+def parquet_rows(path: str, reading: Reading, skip: int) -> Iterator[tuple[object, str, float]]:
+    """(value, where it is, progress) of each row of the column behind the first `skip` rows."""
     import pyarrow
     import pyarrow.parquet
 
@@ -298,7 +313,7 @@ def read_parquet(path: str, reading: Reading, skip: int) -> Iterator[tuple[str |
     try:
         with pyarrow.parquet.ParquetFile(path) as f:
             schema, total = f.schema_arrow, max(1, f.metadata.num_rows)
-            check_schema(schema, column, path, total)
+            check_schema(schema, column, path, total, reading.tokens_of)
             done = 0
             for group in range(f.num_row_groups):  # one at a time: the whole list would be kept in memory as it is read
                 rows = f.metadata.row_group(group).num_rows
@@ -308,29 +323,41 @@ def read_parquet(path: str, reading: Reading, skip: int) -> Iterator[tuple[str |
                 for batch in f.iter_batches(BATCH_ROWS, [group], [column]):
                     for number, value in enumerate(batch.column(0).to_pylist(), done + 1):
                         if number > skip:
-                            yield text_of(value, f"{path}, row {number}"), done / total
+                            yield value, f"{path}, row {number}", done / total
                     done += len(batch)
     except (pyarrow.ArrowException, OSError) as e:
         raise UserError(f"{path}: {e}") from None
 
 
-def check_schema(schema, column: str, path: str, rows: int) -> None:
-    """UserError where the column is not there or holds no text, with what each column holds."""
+def check_schema(schema, column: str, path: str, rows: int, tokens_of: str | None = None) -> None:
+    """UserError where the column is not there or holds no text, with what each column holds.
+
+    tokens_of : the tokenizer where it is to hold lists of tokens.
+    """
     import pyarrow
 
     held = {name: holds(schema.field(name).type) for name in schema.names}
     if column not in held:
         known = ", ".join(f"{name}: {what}" for name, what in held.items())
         texts = [name for name, what in held.items() if what in ("text", "bytes")]
-        way_out = f"give --text_column {texts[0]}" if texts else "none of them holds text: write one that does"
+        tokens = [name for name, what in held.items() if what == "lists of whole numbers"]
+        way_out = "none of them holds text: write one that does"
+        if texts:
+            way_out = f"give --text_column {texts[0]}"
+        elif tokens:
+            way_out = f"for tokens give --text_column {tokens[0]} --tokens_of gpt2, or whatever made them"
         raise UserError(f"{path}: no --text_column {column!r} among its columns ({known}); {way_out}")
+    if tokens_of is not None:
+        if held[column] != "lists of whole numbers":
+            raise UserError(f"{path}: --text_column {column} holds {held[column]}, no tokens; leave --tokens_of out")
+        return
     is_null = pyarrow.types.is_null(schema.field(column).type)
     if held[column] in ("text", "bytes") or is_null:
         return
     others = [name for name, what in held.items() if what == "text"]
     way_out = "write the text into a column of its own"
     if "ids" in column or held[column] == "lists of whole numbers":
-        way_out = "if they are tokens, write them as uint16 to train.bin and val.bin: train.py --data_dir reads those"
+        way_out = "if they are tokens, say of which tokenizer: --tokens_of gpt2, or a data folder with its tokenizer"
     elif "role" in held[column]:
         way_out = "make one text of each chat, with the template that you train for"
     elif held[column] == "lists of text":
