@@ -31,7 +31,7 @@ from isoflop.constraints import read_constraints
 from isoflop.fit import data_report
 from isoflop.flops import count_params
 from isoflop.plan import commands, estimate, search, tables
-from isoflop.plan.config import PlanConfig, read_configs, read_model, with_entry
+from isoflop.plan.config import ConfigEntry, PlanConfig, read_configs, read_model, with_entry
 from isoflop.plan.law import RangedLaw, load_law
 from isoflop.plan.machine import Machine, make_machine
 from isoflop.train.plan import RunPlan, TrainConfig, resolve
@@ -140,7 +140,7 @@ def plan_runs(parser, args, config: PlanConfig, basis: Basis):
             planned.plan,
             planned.micro_batch_size,
             basis.laws,
-            basis.machine,
+            basis.machine.stated(cfg, **parser.read(ConfigEntry, entry).speed()),
             unique,
             basis.data_law,
             **planned.memory,

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from helpers import FOUR_RUNS, plan_answer
 
 import plan
 from bench.bench_memory import run
@@ -10,6 +11,7 @@ from isoflop.config import ModelConfig, configure
 from isoflop.data import reader
 from isoflop.flops import flops_per_token_exact
 from isoflop.options import UserError
+from isoflop.plan.config import read_configs
 from isoflop.plan.machine import Machine, make_machine, read_speed
 from isoflop.plan.memory import estimate_memory
 
@@ -102,3 +104,29 @@ def test_a_card_that_is_not_in_the_table_with_a_peak(capsys):
     machine = make_machine("t4", peak_flops=65e12)
     assert machine.gpu == "t4" and machine.memory is None and "65.0 TFLOP/s" in machine.speed.source
     assert make_machine("a100-80gb").memory == 80e9
+
+
+def test_a_configuration_states_its_own_speed(capsys):
+    """Four published runs on two A6000: MFU 24.5% of one, 8,500 tokens/s of another, the rest as assumed."""
+    words = [word.replace("'LLaMA-3 2.2B'", "'LLaMA-3 2.2B' mfu=0.245") for word in FOUR_RUNS]
+    words = [word.replace("'LLaMA-2 1.36B'", "'LLaMA-2 1.36B' tokens_per_s=11500") for word in words]
+    first, second, _, fourth = plan_answer(*words, "--gpu", "a6000", "--n_gpus", 2)["configurations"]
+    assert fourth["time"]["mfu"] == pytest.approx(0.245) and second["time"]["tokens_per_s"] == pytest.approx(11500)
+    assert second["time"]["seconds"] == pytest.approx(second["run"]["tokens"] / 11500)
+    assert first["time"]["mfu"] == pytest.approx(0.4) and "assumed" in first["time"]["source"]
+    for one in (first, second, fourth):
+        flops = one["flops"]["per_token_exact"] * one["time"]["tokens_per_s"]
+        assert one["time"]["mfu"] == pytest.approx(flops / (2 * 154.8e12))
+    assert plan.main([*words, "--gpu", "a6000", "--n_gpus", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "24.5%" in out and "speed of LLaMA-3 2.2B: 24.5% of 2 x 154.8 TFLOP/s, as stated" in out
+
+
+def test_a_speed_without_a_device_or_two_speeds_are_one_line():
+    cfg = ModelConfig()
+    assert make_machine().stated(cfg, tokens_per_s=1000.0).bill(cfg, 1e6).seconds == pytest.approx(1000)
+    assert make_machine().stated(cfg, tokens_per_s=1000.0).bill(cfg, 1e6).mfu is None
+    with pytest.raises(UserError, match="mfu=0.3 is a share of a peak: add --gpu NAME"):
+        make_machine().stated(cfg, mfu=0.3)
+    with pytest.raises(UserError, match="mfu and tokens_per_s all give the speed"):
+        read_configs(["n_layer=2 mfu=0.3 tokens_per_s=1000"])

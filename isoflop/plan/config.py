@@ -69,9 +69,18 @@ class ConfigEntry:
     name: str | None = option(None, "title of its column")
     tokens: float | None = option(None, "training tokens", min=1, max=MOST)
     vocab_size: int | None = option(None, "tokens in the vocabulary", above=0, max=2**24)
+    mfu: float | None = option(None, "share of the peak that it reaches", above=0, max=1)
+    tokens_per_s: float | None = option(None, "its speed, of all devices together", above=0, max=1e12)
+    measured: str | None = option(None, "run.json or runs.csv whose speed is taken")
 
     def __post_init__(self):
-        check(self)
+        given = [name for name in ("mfu", "tokens_per_s", "measured") if getattr(self, name) is not None]
+        more = [f"{' and '.join(given)} all give the speed: leave all but one out"] if len(given) > 1 else []
+        check(self, more)
+
+    def speed(self) -> dict:
+        """What is said of its speed, as Machine.stated() takes it."""
+        return {"mfu": self.mfu, "tokens_per_s": self.tokens_per_s, "measured": self.measured}
 
 
 # ----- models -----

@@ -31,6 +31,9 @@ class Bill:
     seconds: float | None = None
     dollars: float | None = None
     gpu_hours: float | None = None
+    tokens_per_s: float | None = None  # of all devices together
+    mfu: float | None = None  # exact FLOP/s over the peak; None where that is unknown
+    source: str = ""  # of the speed
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,28 @@ class Machine:
     price_per_hour: float | None = None  # dollars, of one device
     price_source: str = ""
     memory: float | None = None  # bytes of one device
+    peak: float | None = None  # FLOP/s of one device
+
+    def stated(
+        self, cfg: ModelConfig, mfu: float | None = None, tokens_per_s: float | None = None, measured: str | None = None
+    ) -> "Machine":
+        """This machine at the speed that is stated, or was measured, for one model; without any, as it is.
+
+        mfu : share of the peak. tokens_per_s : of all devices together. measured : as in make_machine().
+        UserError where the peak that a share needs is unknown.
+        """
+        if measured:
+            speed = read_speed(measured, self.n_gpus)
+        elif tokens_per_s:
+            speed = Speed(tokens_per_s * flops_per_token_exact(cfg), f"{tokens_per_s:,.6g} tokens/s, as stated")
+        elif mfu:
+            if self.peak is None:
+                raise UserError(f"mfu={mfu:g} is a share of a peak: add --gpu NAME, as a6000, or --peak_flops")
+            peak = self.n_gpus * self.peak
+            speed = Speed(mfu * peak, f"{mfu:.1%} of {self.n_gpus} x {self.peak / 1e12:,.1f} TFLOP/s, as stated")
+        else:
+            return self
+        return dataclasses.replace(self, speed=speed)
 
     def bill(self, cfg: ModelConfig, tokens: float) -> Bill:
         """Time and cost of `tokens` training tokens, from exact FLOPs (with attention)."""
@@ -53,7 +78,10 @@ class Machine:
         dollars = None
         if self.price_per_hour is not None:
             dollars = gpu_hours * self.price_per_hour
-        return Bill(seconds, dollars, gpu_hours)
+        mfu = None
+        if self.peak is not None:
+            mfu = self.speed.flops_per_s / (self.n_gpus * self.peak)
+        return Bill(seconds, dollars, gpu_hours, tokens / seconds, mfu, self.speed.source)
 
     def memory_of(self, cfg: ModelConfig, micro_batch_size: int, **settings) -> Memory:
         """estimate_memory() of one device, and whether it holds that; settings are its further arguments."""
@@ -123,7 +151,7 @@ def make_machine(
         price_source = "--price_per_hour"
     elif known is not None:
         price_per_hour, price_source = known.price, known.price_source
-    return Machine(gpu, n_gpus, speed, price_per_hour, price_source, memory)
+    return Machine(gpu, n_gpus, speed, price_per_hour, price_source, memory, peak_flops)
 
 
 def read_speed(path, n_gpus: int) -> Speed:

@@ -65,7 +65,7 @@ def of_runs(runs: list, machine) -> list[Section]:
         sections.append(of_repeated(names, [run.repeated for run in runs]))
     sections.append(of_losses(names, [run.loss for run in runs], warnings))
     sections.append(_memory(runs, machine))
-    if machine.speed:
+    if any(run.time.seconds for run in runs):
         sections.append(_time(runs, machine))
     return sections
 
@@ -219,22 +219,38 @@ def _fits(memory) -> str:
 
 
 def _time(runs, machine) -> Section:
+    def time_for_20n(run):
+        speed = run.time.tokens_per_s
+        return seconds(run.chinchilla.tokens_wanted / speed if speed else None)
+
     rows = [
+        ("tokens/s", lambda run: si(run.time.tokens_per_s, 3)),
+        ("MFU", lambda run: percent(run.time.mfu)),
         ("time", lambda run: seconds(run.time.seconds)),
-        ("device hours", lambda run: f"{run.time.gpu_hours:,.1f}"),
+        ("  for 20 N", time_for_20n),
+        ("device hours", lambda run: "-" if run.time.gpu_hours is None else f"{run.time.gpu_hours:,.1f}"),
         ("cost", lambda run: money(run.time.dollars)),
     ]
     title = f"Time and cost on {machine.n_gpus} x {machine.gpu or 'this device'}"
-    return _of_runs(title, runs, rows, _machine_notes(machine))
+    sources = list(dict.fromkeys(run.time.source for run in runs))
+    if len(sources) == 1:
+        notes = [f"speed: {sources[0]}"]
+    else:
+        notes = [f"speed of {run.name}: {run.time.source or 'unknown'}" for run in runs]
+    return _of_runs(title, runs, rows, notes + _price_notes(machine))
 
 
 def _machine_notes(machine) -> list[str]:
     notes = []
     if machine.speed:
         notes.append(f"speed: {machine.speed.source}")
-    if machine.price_per_hour is not None:
-        notes.append(f"price: ${machine.price_per_hour:.2f} an hour and device ({machine.price_source})")
-    return notes
+    return notes + _price_notes(machine)
+
+
+def _price_notes(machine) -> list[str]:
+    if machine.price_per_hour is None:
+        return []
+    return [f"price: ${machine.price_per_hour:.2f} an hour and device ({machine.price_source})"]
 
 
 def of_rules(table: dict, used: str, full: bool) -> Section:
