@@ -69,11 +69,11 @@ def test_too_few_budgets_or_sizes_are_one_line_before_anything_trains(tmp_path):
 
     assert note(1e9, 3e9, 9e9) == ""
     one = note(1e9)
-    assert one.startswith("note: 1 of 1 budgets have 4 or more sizes: the forecast leans on priors from public sweeps")
+    assert one.startswith("note: 1 of 1 budgets have 4 or more sizes: below 3 of them the forecast leans on priors")
     assert one.endswith("add --flop_budgets 3e+09 9e+09") and "\n" not in one
     assert note(1e9, 3e9).endswith("add --flop_budgets 9e+09") and "exact" not in one
     three = note(1e9, 3e9, 9e9, sizes=3)
-    assert "three sizes is exact and has no error" in three and three.endswith("add sizes at 1e+09, 3e+09, 9e+09")
+    assert "three sizes is exact, without an error" in three and three.endswith("add sizes at 1e+09, 3e+09, 9e+09")
     for budget in (3e9, 9e9):  # what is in the folder counts
         for width in (8, 12, 16, 24):
             row = row_of_ones(f"{budget:g} {width}", n_embd=width, flop_budget=budget)

@@ -31,7 +31,7 @@ from isoflop.fit.axes import (
     span,
 )
 from isoflop.fit.diagnostics import draw_backtest, draw_ratio, draw_residuals, draw_scores, draw_surface
-from isoflop.fit.minima import LOCAL_RISE
+from isoflop.fit.minima import EXACT_SIZES, LOCAL_RISE
 from isoflop.fit.result import (
     METHODS,
     answering_law,
@@ -139,6 +139,8 @@ def draw_isoflop(result, arrays):
             curve = valley_curve(budget, n[rows], loss[rows], arrays.get("valleys") or {})
             _draw_valley(ax, budget, curve, shade)
         elif budget["status"] != "too_few_sizes":
+            if len(np.unique(n[rows])) == EXACT_SIZES:
+                ax.plot(*_through_three(n[rows], loss[rows]), color=shade, lw=1.2, zorder=3)
             lowest = rows[loss[rows].argmin()]
             ax.scatter(n[lowest], loss[lowest], s=90, **OPEN)
 
@@ -180,6 +182,13 @@ def _between(x):
     return np.exp(np.linspace(x.min() - 0.15, x.max() + 0.15, 200))
 
 
+def _through_three(n, loss):
+    """The parabola in ln N through the runs of three sizes, between the smallest and the largest."""
+    x = np.log(n)
+    grid = np.linspace(x.min(), x.max(), 200)
+    return np.exp(grid), np.polyval(np.polyfit(x - x.mean(), loss, 2), grid - x.mean())
+
+
 def valley_curve(budget, n, loss, valleys):
     """
     The isoFLOP curve of a budget near its optimum: the smooth one of arrays["valleys"]; without one a parabola through
@@ -194,7 +203,7 @@ def valley_curve(budget, n, loss, valleys):
         near = slice(high[high < bottom].max(initial=-1) + 1, high[high > bottom].min(initial=len(sizes)))
         return sizes[near], smooth[near]
     if budget["status"] == "exact":
-        return np.exp(grid[inside]), np.polyval(np.polyfit(x - at, loss, 2), grid[inside] - at)
+        return _through_three(n, loss)
     # runs whose loss is LOCAL_RISE above the optimum weigh half, as in the fit
     weights = 1 / (1 + ((loss / least - 1) / LOCAL_RISE) ** 2)
     curvature = np.sum(weights * (x - at) ** 2 * (loss - least)) / np.sum(weights * (x - at) ** 4)

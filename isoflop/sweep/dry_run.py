@@ -257,7 +257,7 @@ def marks(cell: Cell, estimate: Estimate | None, room_gb: float | None) -> list[
 
 def row_of(cell: Cell, done: set[str], estimate: Estimate | None, price: float | None) -> dict:
     """Every column of a cell, by its title; what is not known is left out."""
-    row = {"budget": display.flops(cell.flop_budget, 2), "width": cell.size.n_embd, "depth": cell.size.n_layer}
+    row = {"budget": display.flops(cell.flop_budget, 3), "width": cell.size.n_embd, "depth": cell.size.n_layer}
     if cell.refused:
         return row | {"run_id": "refused"}
     p = cell.plan

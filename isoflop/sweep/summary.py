@@ -34,12 +34,14 @@ def too_few(sc, planner: Planner, results: ResultsFile) -> str:
     budgets = [flops for flops, found in sizes.items() if len(found) >= MIN_SIZES]
     if len(budgets) >= MIN_OPTIMA:
         return ""
-    text = f"note: {len(budgets)} of {len(sizes)} budgets have {MIN_SIZES} or more sizes: the forecast leans on priors "
-    text += f"from public sweeps (up to {MIN_OPTIMA - 1} such budgets), no interval of an exponent by isoFLOP minima"
+    text = (
+        f"note: {len(budgets)} of {len(sizes)} budgets have {MIN_SIZES} or more sizes: below {MIN_OPTIMA} of them the "
+    )
+    text += "forecast leans on priors from public sweeps, and exponents have no interval"
     if any(len(found) == EXACT_SIZES for found in sizes.values()):
-        text += ", a parabola through three sizes is exact and has no error"
+        text += "; the parabola through three sizes is exact, without an error"
     text += "; add "
-    short = [f"{flops:g}" for flops, found in sizes.items() if len(found) < MIN_SIZES]
+    short = [f"{flops:g}" for flops, found in sorted(sizes.items()) if len(found) < MIN_SIZES]
     if short:
         return text + f"sizes at {', '.join(short[:4])}"
     more = [f"{max(sizes) * 3**i:.3g}" for i in range(1, MIN_OPTIMA - len(budgets) + 1)]
