@@ -14,6 +14,7 @@ the scores as columns, for fit.py.
 """
 
 import isoflop.installed  # noqa: F401 isort: skip
+import contextlib
 import json
 import sys
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from isoflop.display import count, fixed, text_table
 from isoflop.distributed import DistributedEnv
 from isoflop.eval import scores
 from isoflop.eval.lm_harness import Harness
-from isoflop.files import append_line, writable_folder
+from isoflop.files import append_line, parse_json, regular, writable_folder
 from isoflop.hf import tokenizer as hf_tokenizer
 from isoflop.hf.config import architecture
 from isoflop.train import run_dir
@@ -183,10 +184,24 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
+def check_out(path: Path):
+    """UserError where the scores can't be added to a file: it is none of scores, and would be spoilt."""
+    if not path.exists():
+        return
+    with open(regular(path), "rb") as f:
+        first = f.readline(2**24)
+    known = not first
+    with contextlib.suppress(ValueError, TypeError):
+        known = known or "results" in parse_json(first.decode("utf-8-sig"))
+    if not known:
+        raise UserError(f"--out {path} holds something else than scores; name another file")
+
+
 def evaluate_model(config: EvalConfig) -> int:
     found = run_dir.load(config.ckpt, load_model, config.tokenizer_dir)
     path = Path(config.out) if config.out else found.folder / "eval.jsonl"
     writable_folder(path.parent, "--out")
+    check_out(path)
     harness = make_harness(found, config)
     rows = score(found, config, harness, list(config.entries()))
     result = {"when": now(), "ckpt": str(config.ckpt), "run_id": found.record.get("run_id"), "results": rows}

@@ -175,7 +175,7 @@ def bench(model, config: SampleConfig) -> str:
 def read_prompts(path: str) -> list[str]:
     """One prompt a line; of a .jsonl file a JSON string, or an object with a "prompt"."""
     try:
-        text = sys.stdin.read() if path == "-" else regular(path, 2**30).read_text("utf-8")
+        text = sys.stdin.read() if path == "-" else regular(path, 2**30).read_text("utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(f"--prompts {path} can't be read ({error}); name a text file, or - for stdin") from None
     lines = [line for line in text.split("\n") if line]

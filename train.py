@@ -33,7 +33,7 @@ from isoflop.files import folder_lock, writable_folder
 from isoflop.optim import schedule
 from isoflop.optim.build import build
 from isoflop.optim.parallel import accumulate, broadcast_weights, replicate
-from isoflop.options import explain
+from isoflop.options import UserError, explain
 from isoflop.train import checkpoint, evals, tracking
 from isoflop.train.failures import blown_up, find_micro_batch, note_failure
 from isoflop.train.plan import RunConfig, RunPlan, TrainConfig, resolve
@@ -115,8 +115,10 @@ def set_up(mc: ModelConfig, tc: TrainConfig, env: DistributedEnv, quiet: bool = 
     id_ = run_id(mc, tc, plan, dtype, tokens)
     decides = trajectory(mc, tc, plan, dtype, tokens)
     out_dir = Path(tc.out_dir or f"out/{id_}")
+    if out_dir.exists() and out_dir.samefile(tokens.folder):
+        raise UserError(f"--out_dir {out_dir} is the data folder; name another folder")
     finished = restored = None
-    if tc.resume or not tc.overwrite:
+    if tc.resume == "auto" or not tc.overwrite:
         finished = checkpoint.finished_run(out_dir, id_)
     if finished is None and (start or tc.resume):
         restored = checkpoint.find(out_dir, str(start or tc.resume))
@@ -199,7 +201,8 @@ def train(
     clock = time.perf_counter()
     run = set_up(mc, tc, env or DistributedEnv(), quiet, start)
     if run.finished:
-        run.say(f"{run.out_dir}: the run is finished already; --overwrite runs it again")
+        way_out = "leave out --resume to run it again" if tc.overwrite else "--overwrite runs it again"
+        run.say(f"{run.out_dir}: the run is finished already; {way_out}")
         return run.finished
     progress = Progress.begin(run, clock)
     if not tracking.sweep_of(run.out_dir):  # else the sweep has asked, once

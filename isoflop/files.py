@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from isoflop.options import FULL, WAYS_OUT, UserError
 
 MOST_JSON_BYTES = 2**28  # the largest tokenizer.json there is has some 40 MB
 MOST_DEPTH, MOST_DIGITS = 64, 300  # of a JSON file; more digits than that are no float
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems say that have no locks, as Lustre without -o flock
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP)  # what file systems say that can't sync a folder
 RUST_ERRNO = re.compile(r"\(os error (\d+)\)")  # how safetensors gives the system's number of an error
 
@@ -207,9 +209,11 @@ def read_json(path, most_bytes: int = MOST_JSON_BYTES):
     Both fit on a line.
     """
     try:
-        return parse_json(regular(path, most_bytes).read_text("utf-8"))
+        return parse_json(regular(path, most_bytes).read_text("utf-8-sig"))
     except UserError:
         raise
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not JSON (no UTF-8 text); save it as UTF-8") from None
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not JSON ({reason})") from None
@@ -285,7 +289,12 @@ def folder_lock(folder, what: str, flag: str = "--out_dir", shown=None, name: st
                 f"{flag} {shown} is in use by another {what} ({who}); wait for it, or name another"
             ) from None
         except OSError as error:
-            raise UserError(f"{flag} {shown} can't be locked ({error.strerror}); name one on another disk") from None
+            if error.errno not in NO_LOCKS:
+                raise UserError(
+                    f"{flag} {shown} can't be locked ({error.strerror}); name one on another disk"
+                ) from None
+            text = f"warning: {shown} is on a disk without locks: make sure that no other {what} uses it"
+            print(text, file=sys.stderr)
         with contextlib.suppress(OSError):  # a full disk: the lock holds, only its note is missing
             handle.truncate(0)
             note = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}\n"

@@ -27,6 +27,9 @@ INT64 = 2**63
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a system says that has no room
 WAYS_OUT = {
     errno.ENOENT: "check the path",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENAMETOOLONG: "name a shorter path",
+    errno.ELOOP: "its symbolic links lead to each other: name another path",
     errno.EISDIR: "name a file, not a folder",
     errno.ENOTDIR: "a part of the path is a file: name another path",
     errno.EACCES: "name another path, or change its permissions",

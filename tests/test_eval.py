@@ -102,6 +102,8 @@ def test_a_run_without_weights_costs_the_others_nothing(sweep, toy_data, capsys)
         (["--sweep", "nowhere", "--tasks", "core"], "no runs.csv"),
         (["--ckpt", "@", "--data_dir", "nowhere"], "nowhere"),
         (["--ckpt", "@", "--tasks", "core", "--num_fewshot", "-1"], "--num_fewshot -1"),
+        (["--ckpt", "@", "--data_dir", "x", "--out", __file__], "holds something else than scores; name another file"),
+        (["--ckpt", "@", "--data_dir", "x", "--out", "/"], "is not a file"),
     ],
 )
 def test_mistakes_are_one_line(flags, words, finished_run, capsys):

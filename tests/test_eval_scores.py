@@ -51,6 +51,17 @@ def test_scores_become_columns(folder):
     assert (folder / "runs.csv").read_text() == RUNS
 
 
+@pytest.mark.parametrize("separator", ",;\t")
+def test_a_spreadsheet_s_runs_are_read(folder, separator):
+    (folder / "runs.csv").write_bytes(b"\xef\xbb\xbf" + RUNS.replace(",", separator).replace("\n", "\r\n").encode())
+    runs = scores.read_runs(folder)
+    assert [run["flops"] for run in runs] == ["1e9", "2e9", "3e9"]
+    scores.append(folder, [row("0" * 12)])
+    assert list(scores.missing(folder, runs, ENTRIES)) == ["0" * 12, "a" * 12]
+    with open(scores.join(folder), newline="") as f:
+        assert [r["score_piqa"] for r in csv.DictReader(f)] == ["0.5", "", ""]
+
+
 def test_a_foreign_scores_file_is_left_as_it_is(folder):
     (folder / "scores.csv").write_text("mine\n1\n")
     with pytest.raises(UserError, match="another header"):

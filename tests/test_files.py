@@ -219,6 +219,11 @@ def test_sha256(tmp_path, size):
 
 def test_json_is_read(tmp_path):
     (tmp_path / "a.json").write_text('{"x": 1}')
+    (tmp_path / "bom.json").write_bytes(b'\xef\xbb\xbf{"x": 1}')
+    assert read_json(tmp_path / "bom.json") == {"x": 1}
+    (tmp_path / "utf16.json").write_text('{"x": 1}', "utf-16")
+    with pytest.raises(UserError, match="utf16.json is not JSON .*save it as UTF-8"):
+        read_json(tmp_path / "utf16.json")
     assert read_json(tmp_path / "a.json") == read_json(str(tmp_path / "a.json"), 8) == {"x": 1}
 
 
@@ -242,6 +247,24 @@ def test_what_is_no_file(tmp_path):
 
 
 # ----- folders -----
+
+
+@pytest.mark.parametrize("number, says", [(errno.ENOLCK, "can't be locked"), (errno.ENOSYS, "on a disk without locks")])
+def test_a_disk_without_locks_is_said(tmp_path, monkeypatch, capsys, number, says):
+    """A lock service that is down is refused; a file system that has none is a warning: there is no other way there."""
+
+    def no_lock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", no_lock)
+    said = ""
+    try:
+        with folder_lock(tmp_path, "sweep"):
+            pass
+    except UserError as error:
+        said = str(error)
+    assert says in (said or capsys.readouterr().err)
+    assert bool(said) == (number == errno.ENOLCK)
 
 
 def test_a_writable_folder_is_made_and_left_empty(tmp_path):

@@ -136,7 +136,7 @@ def test_prompt_stdin_and_files(folder, tmp_path, capsys, monkeypatch):
     assert run(capsys, *common, "--prompt", "ab", "--no-stream", "--no-cache")[1].out == text
     monkeypatch.setattr("sys.stdin", io.StringIO("ab"))
     assert run(capsys, *common, "--prompt", "-")[1].out == text
-    (tmp_path / "p.jsonl").write_text('"ab"\n{"prompt": "c\\nd"}\n')
+    (tmp_path / "p.jsonl").write_text('\ufeff"ab"\n{"prompt": "c\\nd"}\n')
     many = run(capsys, *common, "--prompts", tmp_path / "p.jsonl")[1].out
     assert many.startswith(text + "-" * 40 + "\nc\nd")
     monkeypatch.setattr("sys.stdin", io.StringIO("ab\ncd"))

@@ -193,6 +193,9 @@ def test_unwritable_out_dir_and_truncated_bin(toy_data, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         train_module.main(["--max_iters", "5", "--data_dir", toy_data, "--out_dir", str(tmp_path / "file" / "x")])
     assert stop.value.code == 2 and "--out_dir" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train_module.main(["--max_iters", "5", "--data_dir", toy_data, "--out_dir", toy_data])
+    assert "is the data folder; name another folder" in capsys.readouterr().err
     cut = tmp_path / "cut"
     cut.mkdir()
     for name in os.listdir(toy_data):

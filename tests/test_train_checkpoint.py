@@ -96,11 +96,15 @@ def test_resumes_on_another_number_of_processes(toy_data, tmp_path, script):
     assert alone.returncode == 0, alone.stderr
     tc = config(toy_data, tmp_path / "two", max_iters=20, batch_size=None, total_batch_size=256, dtype="float32")
     interrupted_run(MC, tc, 9)
-    rest = torchrun(script, 2, *flags, "--out_dir", tmp_path / "two", "--resume")
+    rest = torchrun(script, 2, *flags, "--out_dir", tmp_path / "two", "--resume", "--ckpt_every", 15)
     assert rest.returncode == 0, rest.stderr
     curves = [curve_of(tmp_path / d) for d in ("one", "two")]
     assert np.abs(np.subtract(curves[0][9:], curves[1][-11:])).max() < 1e-5
     assert "resuming after step 9" in rest.stdout
+    saved = tmp_path / "two" / "checkpoints" / "step_00000015"  # by two processes
+    last = script(*flags, "--out_dir", tmp_path / "two", "--overwrite", "--resume", saved)
+    assert last.returncode == 0 and "resuming after step 15" in last.stdout, last.stderr
+    assert np.abs(np.subtract(curves[0][15:], curve_of(tmp_path / "two")[-5:])).max() < 1e-5
 
 
 # ----- what is refused -----

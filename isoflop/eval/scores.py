@@ -14,8 +14,7 @@ COLUMNS = "run_id asked limit task metric score stderr chance centred shots n wh
 def read_runs(folder: Path) -> list[dict]:
     """The rows of a sweep's runs.csv; UserError where there are none."""
     try:
-        with open(regular(folder / "runs.csv"), encoding="utf-8", newline="") as f:
-            runs = list(csv.DictReader(f))
+        runs = _read(folder / "runs.csv")[1]
     except OSError as error:
         raise UserError(f"--sweep {folder}: no runs.csv ({error.strerror}); sweep.py makes one") from None
     if not runs or "run_id" not in runs[0]:
@@ -23,16 +22,23 @@ def read_runs(folder: Path) -> list[dict]:
     return runs
 
 
+def _read(path: Path) -> tuple[list[str], list[dict]]:
+    """(header, rows) of a CSV file, also as a spreadsheet saves it: a byte-order mark, semicolons or tabs."""
+    text = regular(path).read_text("utf-8-sig")
+    separator = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.DictReader(io.StringIO(text), delimiter=separator)
+    return list(reader.fieldnames or ()), list(reader)
+
+
 def read_scores(folder: Path) -> list[dict]:
     """The whole rows of scores.csv; a last line that a kill cut short is left where it is and scored again."""
     path = folder / "scores.csv"
     if not path.exists():
         return []
-    with open(regular(path), encoding="utf-8", newline="") as f:
-        reader = csv.DictReader(f)
-        if reader.fieldnames != COLUMNS:
-            raise UserError(f"{path} has another header; it is left as it is: move it away")
-        return [row for row in reader if row["when"]]
+    header, rows = _read(path)
+    if header != COLUMNS:
+        raise UserError(f"{path} has another header; it is left as it is: move it away")
+    return [row for row in rows if row["when"]]
 
 
 def missing(folder: Path, runs: list[dict], entries: dict[str, dict]) -> dict[str, list[str]]:
@@ -82,9 +88,7 @@ def join(folder: Path) -> Path:
 
     They are score_TASK and score_TASK_se, and of losses on a text val_loss@TEXT and bits_per_byte@TEXT.
     """
-    with open(regular(folder / "runs.csv"), encoding="utf-8", newline="") as f:
-        reader = csv.DictReader(f)
-        header, runs = list(reader.fieldnames), list(reader)
+    header, runs = _read(folder / "runs.csv")
     latest, columns = {}, {}
     for row in read_scores(folder):
         latest[row["run_id"], row["task"]] = row

@@ -223,7 +223,7 @@ def read_key(key_file: str | None) -> str:
         try:
             if not Path(key_file).is_file() or Path(key_file).stat().st_size > MOST_KEY_BYTES:
                 raise UserError(f"--api_key_file {key_file} must be a file of at most {MOST_KEY_BYTES} bytes")
-            key = Path(key_file).read_text("utf-8").strip()
+            key = Path(key_file).read_text("utf-8-sig").strip()
         except UnicodeDecodeError:
             raise UserError(f"--api_key_file {key_file} is not text") from None
         except OSError as error:

@@ -263,7 +263,11 @@ class Pool:
             host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             hosted_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
             mine = self.rank == 0 and not hosted_by_torchrun
-        store = dist.TCPStore(host, port, is_master=mine, wait_for_workers=False, timeout=FOR_THE_STORE)
+        try:
+            store = dist.TCPStore(host, port, is_master=mine, wait_for_workers=False, timeout=FOR_THE_STORE)
+        except dist.DistError as error:  # too many open files, no loopback
+            reason = " ".join(str(error).split())[:100]
+            raise OSError(f"no store for workers on {host} ({reason}); --parallel ddp does without one") from None
         prefix = f"isoflop{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
         self.store = dist.PrefixStore(prefix, store)
         return f"{host},{store.port},{prefix}"

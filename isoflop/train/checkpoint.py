@@ -217,7 +217,7 @@ def _write_share(part: Path, model, optimizer, env: DistributedEnv, save_model) 
         generators["cuda"] = torch.cuda.get_rng_state()
     try:
         part.mkdir(parents=True, exist_ok=True)
-        if shares is not None:
+        if env.rank == 0 or optimizer.sharded:
             write_tensors(part / f"optimizer-{env.rank:05d}.safetensors", shares)
         write_tensors(part / f"rng-{env.rank:05d}.safetensors", generators)
         if env.rank == 0:
