@@ -102,6 +102,20 @@ def test_files_and_columns(tmp_path, capsys):
     assert other["letters"]["beta"]["point"] == pytest.approx(section["letters"]["beta"]["point"], rel=1e-6)
 
 
+def test_runs_of_one_size_are_answered_at_that_size(tmp_path):
+    n, d, u, loss = simulated("excess")
+    one = n == n[0]
+    path = write(
+        tmp_path / "one.csv", ("n_params", "tokens", "unique_tokens", "val_loss"), (n[one], d[one], u[one], loss[one])
+    )
+    options = {"law_of": "data", "plots": False, "bootstrap": 100, "predict_flops": (1e19,), "unique_tokens": (1e9,)}
+    section = fit.run(path, tmp_path / "out", **options)["data"]
+    (row,) = section["answers"]
+    assert section["only_size"] == pytest.approx(n[0]) and row["n"] == {"point": pytest.approx(n[0]), "ci95": None}
+    assert row["tokens"]["point"] == pytest.approx(1e19 / 6 / n[0]) and row["loss"]["ci95"]
+    assert any("no best N" in text for text in section["answer"])
+
+
 def refused(flags):
     with pytest.raises(SystemExit) as stopped:
         fit.main([*flags, *DATA])

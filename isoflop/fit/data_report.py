@@ -39,12 +39,13 @@ def fit(table, options, targets):
     cost = laws.cost_of(table.n, table.d, table.c)
     budgets = options.predict_flops or (table.c.max(), 10.0 * table.c.max())
     texts = options.unique_tokens or (unique[table.epochs > ONCE].max(),)
-    answers = [answer(law, cost, c, u) for c in budgets for u in texts]
+    size = only_size(table.n)
+    answers = [answer(law, cost, c, u, size) for c in budgets for u in texts]
     letters = {name: {"point": value, "ci95": law.ci(name)} for name, value in law.letters.items()}
     section = {
         "form": law.form, "formula": FORMULAS[law.form], "letters": letters, "sigma": law.sigma, "r2": law.r2,
         "runs": law.n_rows, "backtests": law.backtests, "published": published(table, unique), "answers": answers,
-        "largest_c": table.c.max(),
+        "largest_c": table.c.max(), "only_size": size,
     }  # fmt: skip
     said = []
     for row in table.info["warnings"]:  # repeats, and texts that differ, are what is fitted here
@@ -115,10 +116,19 @@ def load(path):
 # ----- answers -----
 
 
-def best_runs(law, theta, cost, c, u):
-    """The best ln N (B, K) and its loss for each compute c (K,) on u unique tokens, under theta (B, P)."""
+def only_size(n):
+    """N where all runs have one, to within a percent; None where they differ, so that a best N can be told."""
+    return float(np.exp(np.log(n).mean())) if n.max() < 1.01 * n.min() else None
+
+
+def best_runs(law, theta, cost, c, u, only=None):
+    """The best ln N (B, K), or that of the only size, and its loss for each c (K,) on u tokens, under theta (B, P)."""
     sizes, losses = [], []
     for one in np.atleast_1d(c):
+        if only is not None:
+            sizes.append(np.full(len(theta), np.log(only)))
+            losses.append(law.losses(theta, only, cost.tokens(only, one), u))
+            continue
         ln_n = 0.5 * np.log(one / 120.0) + SIZES
         n = np.exp(ln_n)
         loss = law.losses(theta, n, cost.tokens(n, one), u)
@@ -133,14 +143,14 @@ def best_runs(law, theta, cost, c, u):
     return np.stack(sizes, 1), np.stack(losses, 1)
 
 
-def worth_of_twice(law, theta, cost, c, u):
+def worth_of_twice(law, theta, cost, c, u, only=None):
     """
     How many times c a run on u unique tokens would cost that is as good as the best of c on 2 u: (B,).
 
     Infinity where 1000 times is not enough.
     """
-    target = best_runs(law, theta, cost, c, 2.0 * u)[1][:, 0]
-    reached = np.minimum.accumulate(best_runs(law, theta, cost, c * FACTORS, u)[1], axis=1)
+    target = best_runs(law, theta, cost, c, 2.0 * u, only)[1][:, 0]
+    reached = np.minimum.accumulate(best_runs(law, theta, cost, c * FACTORS, u, only)[1], axis=1)
     out = np.full(len(theta), np.inf)
     for i, (goal, row) in enumerate(zip(target, reached, strict=True)):
         if row[-1] <= goal:
@@ -173,21 +183,21 @@ def worth_of_epochs(law, theta, n, u):
     return half, turn
 
 
-def answer(law, cost, c, u):
-    """Best N, D, epochs and loss for c FLOPs and u unique tokens, what repetition is worth there, with intervals."""
+def answer(law, cost, c, u, only=None):
+    """Best N (or the only size), D, epochs and loss for c FLOPs and u unique tokens, what repetition is worth there."""
     theta = np.vstack([law.theta[None], law.draws[:ANSWER_DRAWS]])
-    ln_n, loss = (found[:, 0] for found in best_runs(law, theta, cost, c, u))
+    ln_n, loss = (found[:, 0] for found in best_runs(law, theta, cost, c, u, only))
     n = np.exp(ln_n)
     d = cost.tokens(n, c)
     half, turn = worth_of_epochs(law, theta, n, u)
     values = {
         "n": n, "tokens": d, "epochs": d / u, "loss": loss, "half_worth_epochs": half, "turning_epochs": turn,
-        "compute_worth_of_twice_the_text": worth_of_twice(law, theta, cost, c, u),
+        "compute_worth_of_twice_the_text": worth_of_twice(law, theta, cost, c, u, only),
     }  # fmt: skip
     out = {"flops": float(c), "unique_tokens": float(u)}
     for name, value in values.items():
         ends = None
-        if len(value) > 1:
+        if len(value) > 1 and (only is None or name not in ("n", "tokens", "epochs")):
             ends = [float(end) for end in np.quantile(value[1:], np.divide(PERCENTILES, 100), method="nearest")]
         out[name] = {"point": float(value[0]), "ci95": ends}
     for name in ("half_worth_epochs", "turning_epochs", "compute_worth_of_twice_the_text"):
@@ -224,6 +234,8 @@ def lines(section):
         f"{section['runs']} runs, R2 {section['r2']:.3f}, mean error {percent(used['inside'])}, of runs held out "
         f"{percent(used['error'])}; Muennighoff et al.'s published constants {percent(section['published']['error'])}",
     ]
+    if section["only_size"] is not None:
+        out.append(f"all runs have N {si(section['only_size'])}: no best N; A and alpha are what is believed of others")
     for row in section["answers"][:MOST_LINES]:
         out += ["", *sentences(row, section["largest_c"])]
     return out
