@@ -345,7 +345,7 @@ def finish(job: Job, results: ResultsFile, capped: str) -> int:
             rows = ablation.collect(sc, job.planner, job.other, results.rows)
             print(ablation.report(out, rows))
         else:
-            print(fit_text(sc, results))
+            print(fit_text(sc, results, N_COLUMNS.get(job.planner.convention)))
             if sc.api or sc.constraints:
                 used = job.asked.used if sc.api else None
                 print(submission.write(job.planner, results, sc.total_flops, used))
@@ -368,7 +368,10 @@ def finish(job: Job, results: ResultsFile, capped: str) -> int:
     return len(missing) or int(bool(capped))
 
 
-def fit_text(sc: SweepConfig, results: ResultsFile) -> str:
+N_COLUMNS = {"non_embedding": "n_params_non_embedding", "total": "n_params"}  # of a service, by how it counts
+
+
+def fit_text(sc: SweepConfig, results: ResultsFile, n_col: str | None = None) -> str:
     """fit.py's table of everything in the CSV, its losses weighed by the noise between seeds where that is known.
 
     With --batches the runs tell of rates and batches: their law.
@@ -380,6 +383,8 @@ def fit_text(sc: SweepConfig, results: ResultsFile) -> str:
     at = sc.predict_flops or (sc.target_flops and (sc.target_flops,))
     if at:
         options["predict_flops"] = tuple(at)
+    if n_col:
+        options["n_col"] = n_col
     noise = seed_noise(results.rows)
     if noise:
         path = write_with_noise(results, noise)

@@ -9,7 +9,7 @@ from conftest import ROOT
 from isoflop.constraints import read_constraints
 from isoflop.distributed import DistributedEnv
 from isoflop.options import UserError
-from isoflop.sweep import submission
+from isoflop.sweep import dry_run, submission
 from isoflop.sweep.cells import ModelSize, Planner, stand_in
 
 
@@ -32,6 +32,15 @@ def test_beyond_the_range_it_is_the_largest_and_said_so(planner):
     assert size == ModelSize(1024, 24, 16) and "nothing larger is allowed" in submission.beyond(planner.n(size) / 3e9)
     assert "nothing smaller" in submission.beyond(planner.n(submission.architecture(planner, 1e4)) / 1e4)
     assert submission.beyond(1.02) == "."
+
+
+def test_a_cell_is_planned_at_the_service_s_n_and_d(planner):
+    cell = planner.cell(ModelSize(256, 4), 1e16)
+    assert not cell.refused and cell.plan.n_params_matmul == 12 * 4 * 256**2 and cell.flop_budget == 1e16
+    assert cell.plan.tokens == pytest.approx(1e16 / 6 / cell.plan.n_params_matmul)
+    assert cell.plan.steps * cell.plan.tokens_per_step == pytest.approx(cell.plan.tokens, rel=1e-3)
+    row = dry_run.row_of(cell, set(), None, None)
+    assert row["N (service)"] == "3,145,728" and "head" not in row and cell.cost == 1e16
 
 
 def test_no_model_is_one_line(planner):

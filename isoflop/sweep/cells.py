@@ -203,9 +203,10 @@ class Planner:
         try:
             mc = self.model(size)
             tc = TrainConfig(flop_budget=flops, **self._run_flags(mc, more or {}), seed=seed)
-            plan = self._plan(mc, tc)
             if self.constraints:
                 tc, plan = self._allowed(mc, tc)
+            else:
+                plan = self._plan(mc, tc)
             dtype = self.source  # where nothing is trained, losses are the source's
             if self.source == "trained":
                 dtype, about["dtype_from"] = self.compute
@@ -221,7 +222,7 @@ class Planner:
         if self.convention != "matmul":
             n = count_params(mc)[self.convention]
             counts = {"n_params_matmul": n, "tokens": round(flops / (6 * n)), "tokens_per_param": flops / (6 * n * n)}
-            plan = dataclasses.replace(plan, flops=int(flops), **counts)
+            plan = dataclasses.replace(plan, flops=int(flops), flop_budget=flops, **counts)
         return Cell(id_, size, flops, seed, mc, tc, plan, **about)
 
     def _run_flags(self, mc: ModelConfig, more: dict) -> dict:
@@ -246,9 +247,11 @@ class Planner:
 
     def _allowed(self, mc: ModelConfig, tc: TrainConfig) -> tuple[TrainConfig, RunPlan]:
         """The run with batch and rate that the constraints allow, where rules chose them; UserError: it is refused."""
+        problem = self.constraints.mistake("flop_budget", tc.flop_budget)
+        counts = count_params(mc)  # the budget by which our count comes to the service's D = C / 6N
+        tc = dataclasses.replace(tc, flop_budget=tc.flop_budget * counts["matmul"] / counts[self.convention])
         tc, plan = self.constraints.hold(tc, lambda changed: self._plan(mc, changed))
-        problem = self.constraints.refuses(mc, plan.batch_size, plan.lr)
-        problem = problem or self.constraints.mistake("flop_budget", tc.flop_budget)
+        problem = problem or self.constraints.refuses(mc, plan.batch_size, plan.lr)
         if problem:
             raise UserError(problem)
         return tc, plan

@@ -23,6 +23,7 @@ from isoflop import device as devices
 from isoflop import display, gpus
 from isoflop.data.reader import TokenData
 from isoflop.distributed import DistributedEnv
+from isoflop.flops import count_params
 from isoflop.options import UserError
 from isoflop.sweep.cells import Cell
 from isoflop.train.plan import FEW_STEPS, MANY_EPOCHS
@@ -34,8 +35,8 @@ MIN_STEPS, MAX_STEPS = 4, 200  # bounds of those steps
 EVAL_TOKENS = 2**13  # validation tokens of a trial: one of evaluate()'s chunks
 ENDLESS_STEPS = 10**6  # of a run that others are timed beside; it is killed long before
 COLUMNS = (
-    "budget", "width", "depth", "N (matmul)", "N total", "N non-emb", "D", "D/N", "tok/step", "steps", "epochs", "6ND",
-    "exact/6ND", "head", "lr", "seed", "time", "memory", "cost", "run_id", "",
+    "budget", "width", "depth", "N (matmul)", "N (service)", "N total", "N non-emb", "D", "D/N", "tok/step", "steps",
+    "epochs", "6ND", "exact/6ND", "head", "lr", "seed", "time", "memory", "cost", "run_id", "",
 )  # fmt: skip
 ONLY_FULL = ("N total", "N non-emb", "lr", "seed", "memory")
 
@@ -261,12 +262,15 @@ def row_of(cell: Cell, done: set[str], estimate: Estimate | None, price: float |
     if cell.refused:
         return row | {"run_id": "refused"}
     p = cell.plan
-    row |= {"N (matmul)": display.count(p.n_params_matmul), "N total": display.count(p.n_params)}
-    row |= {"N non-emb": display.count(p.n_params_non_embedding), "D": display.count(p.tokens)}
-    row |= {"D/N": display.fixed(p.tokens_per_param, 1), "tok/step": display.count(p.tokens_per_step)}
-    row |= {"steps": display.count(p.steps), "epochs": display.fixed(p.epochs, 2), "6ND": display.flops(p.flops, 3)}
-    row["exact/6ND"] = display.fixed(p.flops_exact / p.flops, 3)
-    row["head"] = display.percent(cell.mc.vocab_size * cell.mc.n_embd / p.n_params_matmul, 0)
+    ours = p.n_params_matmul == count_params(cell.mc)["matmul"]  # else a service's, which counts its own way
+    row["N (matmul)" if ours else "N (service)"] = display.count(p.n_params_matmul)
+    row |= {"N total": display.count(p.n_params), "N non-emb": display.count(p.n_params_non_embedding)}
+    row |= {"D": display.count(p.tokens), "D/N": display.fixed(p.tokens_per_param, 1)}
+    row |= {"tok/step": display.count(p.tokens_per_step), "steps": display.count(p.steps)}
+    row |= {"epochs": display.fixed(p.epochs, 2), "6ND": display.flops(p.flops, 3)}
+    if ours:
+        row["exact/6ND"] = display.fixed(p.flops_exact / p.flops, 3)
+        row["head"] = display.percent(cell.mc.vocab_size * cell.mc.n_embd / p.n_params_matmul, 0)
     row |= {"lr": display.sig(p.lr, 3), "seed": cell.seed, "run_id": cell.run_id + "*" * bool(cell.start)}
     if estimate:
         row["time"] = display.seconds(estimate.seconds)
