@@ -70,6 +70,7 @@ def test_chance_is_read_from_the_scores_of_eval(tmp_path):
         ({"score_a": 100 * SCORE}, [], "score_a goes up to"),
         ({"err_a": 100 - 100 * SCORE}, ["--task_cols", "err_a"], "err_a goes up to"),
         ({"score_a": 900 * SCORE}, ["--percent"], "score_a goes up to 629.5, above 100%"),
+        ({"score_a": np.inf * N}, [], "none of 1 tasks can be predicted (a: 0 runs have both"),
         ({"score_boolq": GUESS}, [], "none of 1 tasks can be predicted (boolq: at chance"),
         ({"score_a": SCORE}, ["--task_cols", "b"], "--task_cols b: no such column"),
         ({"score_a": SCORE}, ["--chance", "0.1", "0.2"], "--chance has 2 values for 1 tasks"),

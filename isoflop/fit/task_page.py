@@ -106,7 +106,8 @@ def answer(table, options, targets=None):
         named = [f"{fit.task}: {fit.refused}" for fit in fits[:MOST_NAMED]]
         more = f"; and {len(fits) - MOST_NAMED} more" if len(fits) > MOST_NAMED else ""
         raise UserError(
-            f"--law_of task: none of {len(fits)} tasks can be predicted ({'; '.join(named)}{more}); score larger runs"
+            f"--law_of task: none of {len(fits)} tasks can be predicted ({'; '.join(named)}{more}); score larger runs, "
+            "or name other columns with --task_cols"
         )
     rows = asked(table, targets)
     section = {"tasks": [], "n_convention": table.info["n_convention"]}
@@ -131,7 +132,7 @@ def is_error(score) -> bool:
 
 def scores_of(table, score, in_percent):
     """A column's scores as shares of 1, errors as 1 minus them; UserError where they are no such shares."""
-    y = table.settings[score]
+    y = np.where(np.isfinite(table.settings[score]), table.settings[score], np.nan)
     if in_percent:
         y = y / 100.0
     most = np.nanmax(y, initial=0.0)
