@@ -119,9 +119,20 @@ def test_errors_behind_losses_and_compressed_files():
 
 
 @needs_cases
-def test_a_panel_export_says_what_to_export():
-    with pytest.raises(UserError, match="is a W&B panel export: .*; export the table of runs instead"):
+def test_a_panel_export_and_the_second_file_that_it_asks_for(tmp_path):
+    with pytest.raises(UserError, match="is a W&B panel export: .*; give a second file with columns run_name, N and D"):
         case("wandb_panel_export.csv")
+    second = tmp_path / "second.csv"
+    lines = ["run_name,N,D", *(f"k_is_{k},{k}e7,1e9" for k in (10, 7, 4, 2))]
+    second.write_text("\n".join(lines))
+    table = read([TABLES / "wandb_panel_export.csv", second])
+    assert list(table.n) == [4e7, 7e7, 1e8] and list(table.run_id) == ["k_is_4", "k_is_7", "k_is_10"]
+    last = (TABLES / "wandb_panel_export.csv").read_text().splitlines()[-1].replace('"', "").split(",")
+    assert list(table.loss) == [float(last[i]) for i in (7, 4, 1)]
+    notes = " ".join(table.info["notes"])
+    assert "3 losses from wandb_panel_export.csv" in notes and "1 runs of wandb_panel_export.csv are in no row" in notes
+    (left_out,) = table.info["dropped"]
+    assert left_out["run_id"] == "k_is_2"
 
 
 # ----- the same kinds, written here -----

@@ -15,6 +15,7 @@ import numpy as np
 
 from isoflop.fit.columns import QUANTITIES, add_sums, find_columns, find_sums, index_of, selections
 from isoflop.fit.names import LOGS, key_of, loss_unit, unit_in
+from isoflop.fit.panels import Panel
 from isoflop.fit.reading import chunks, open_table
 from isoflop.fit.rows import Codes, distinct, name_runs
 from isoflop.fit.units import NATS, loss_in
@@ -40,6 +41,7 @@ class Request:
     run_cols: tuple = ()
     rows_are_runs: bool = False
     by: str | None = None
+    panel: Panel = field(default_factory=Panel)  # losses that a W&B panel export gives to rows
 
 
 # ----- from cells to usable rows -----
@@ -94,6 +96,9 @@ class _File:
         self.path, self.request = path, request
         self.header, reader, decimal = open_table(path)
         named = dict(request.columns)
+        if request.panel:
+            self.header, reader = request.panel.join(self.header, reader, path, seen.notes)
+            named.setdefault("loss", request.panel.column())
         self.sums = find_sums(self.header, named, path)
         self.stream = chunks(reader, len(self.header), path)
         self.first = next(self.stream, None)

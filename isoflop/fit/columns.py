@@ -10,6 +10,7 @@ import re
 import numpy as np
 
 from isoflop.fit.names import NAMES, SUMS, candidates, column, key_of, keys_of
+from isoflop.fit.panels import is_panel
 from isoflop.fit.values import floats, number
 from isoflop.options import UserError
 
@@ -108,10 +109,10 @@ def _refuse_missing(found, header, path, need_loss):
         missing.append("two of N (n_params, params, N), D (tokens, D) and C (flops, compute_budget, C)")
     if not missing:
         return
-    if any(str(name).endswith(("__MIN", "__MAX")) for name in header):
+    if is_panel(header):
         raise UserError(
-            f"{path} is a W&B panel export: a column of losses for each run, without its N and D; export the table of "
-            "runs instead (runs page, download, CSV), with the configuration's N and D and the summary's loss"
+            f"{path} is a W&B panel export: a column of losses for each run, without its N and D; give a second file "
+            "with columns run_name, N and D beside it, or export the table of runs instead (runs page, download, CSV)"
         )
     if header and all(np.isfinite(number(name)) for name in header):
         raise UserError(f"{path} has no header line: write the names of the columns above, as n_params,tokens,val_loss")

@@ -1,33 +1,41 @@
 """
 Files beside a table of runs: training logs, which become the runs' curves, and benchmark scores.
 
-    >>> logs = find_logs(["runs.csv", "log.jsonl"])
+    >>> logs, exports, panel = find_logs(["runs.csv", "log.jsonl"])
     >>> scores(["runs_scores.csv"])  # {task: {run_id: (score, standard error)}}
 """
 
 import numpy as np
 
 from isoflop.fit.names import NAMES, key_of
+from isoflop.fit.panels import Panel, is_panel
 from isoflop.fit.reading import open_table
 from isoflop.fit.values import floats
 
 
 def find_logs(paths):
-    """{path: (run_id, tokens, loss)} of the training logs among several files; empty where all of them are logs."""
-    logs = {}
+    """
+    What among several files is no table of runs: ({path: (run_id, tokens, loss)} of training logs, {path} of W&B's
+    panel exports, the Panel of these). Where nothing else is there the logs, or the exports, are the runs.
+    """
+    logs, exports, panel = {}, set(), Panel()
     if len(paths) > 1:
         for path in paths:
-            log = _read_log(path)
+            header, rows, decimal = open_table(path)
+            if is_panel(header):
+                exports.add(path)
+                panel.add(path, header, rows, decimal)
+                continue
+            log = _log_of(header, rows, decimal)
             if log:
                 logs[path] = log
-    if len(logs) == len(paths):
-        return {}  # nothing but curves: then they are the runs
-    return logs
+    if len(logs) == len(paths) or len(exports) == len(paths):
+        return {}, set(), Panel()
+    return logs, exports, panel
 
 
-def _read_log(path):
+def _log_of(header, rows, decimal):
     """(run_id, tokens, loss) arrays of a training log (it has a `step` and a run_id), or None for another table."""
-    header, rows, decimal = open_table(path)
     keys = [key_of(name) for name in header]
     at = {}
     for role in ("run_id", "d", "loss"):

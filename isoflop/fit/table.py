@@ -84,7 +84,8 @@ def read(
     Parameters
     ----------
     paths : list of str
-        Tables of runs. Beside one, a file with a `step` column (log.jsonl of train.py) adds training curves by run_id.
+        Tables of runs. Beside one, a file with a `step` column (log.jsonl of train.py) adds training curves by run_id,
+        and a panel export of W&B the losses by the runs' names.
     columns : dict, optional
         Column names for the roles n, d, c, loss, run_id, loss_se, where the usual names do not apply.
     where : str, or list of str
@@ -125,8 +126,8 @@ def read(
     columns = {role: name for role, name in (columns or {}).items() if name}
     where = [where] if isinstance(where, str) else list(where)
     request = Request(columns, where, need_loss, tuple(status), parse_units(units), tuple(run_cols), rows_are_runs, by)
-    logs, seen = find_logs(paths), Seen()
-    rows = _rows_of([path for path in paths if path not in logs], request, seen)
+    (logs, exports, request.panel), seen = find_logs(paths), Seen()
+    rows = _rows_of([path for path in paths if path not in logs and path not in exports], request, seen)
     if not len(rows["n"]):
         raise UserError(_nothing_usable(paths, seen))
     seen.note(seen.said_of_status())
