@@ -335,13 +335,13 @@ FLOAT_TYPES = ("F64", "F32", "BF16", "F16")  # as safetensors names them
 
 
 def save_model(model: GPT, folder: Path):
-    """Write model.safetensors and config.json to a folder, which is made; each is written whole or not at all."""
+    """Write config.json and then model.safetensors to a folder, which is made; each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", asdict(model.config))  # first: where there are weights, all is there
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
     if model.config.tied:
         del state["lm_head.weight"]  # it is wte.weight, and safetensors refuses tensors that share memory
     write_tensors(folder / "model.safetensors", state)
-    write_json(folder / "config.json", asdict(model.config))
 
 
 def load_model(folder: Path | str) -> GPT:

@@ -148,7 +148,8 @@ def fsync(path):
     """Wait until a file, or the names in a folder, are on the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        with naming(path):
+            os.fsync(fd)
     except OSError as error:
         if not os.path.isdir(path) or error.errno not in NO_SYNC:
             raise

@@ -1,5 +1,6 @@
 """isoflop/data/build.py: folders that are there already, resuming after a kill, adding to a folder."""
 
+import errno
 import hashlib
 import json
 import os
@@ -170,6 +171,35 @@ def test_a_failure_behind_a_resume_point_keeps_the_work(tmp_path, rows):
     assert "resuming after" in finish_data(start(*flags, "d", cwd=tmp_path))
     finish_data(start(*flags, "e", cwd=tmp_path))
     assert contents(tmp_path / "d") == contents(tmp_path / "e") and not list((tmp_path / "d").glob(".*"))
+
+
+@pytest.mark.parametrize("fails", ["val.bin", "meta.json"])
+def test_an_end_between_the_last_files_is_resumed(tmp_path, rows, monkeypatch, fails):
+    """train.bin has its last name by then, while state.json still has the one before."""
+    flags, replace = ["--source", rows, "--tokenizer", "byte", "--out_dir"], os.replace
+    assert data_main(*flags, tmp_path / "whole") == 0
+
+    def full(old, new):
+        if Path(new).name == fails:
+            raise OSError(errno.ENOSPC, "No space left on device", str(new))
+        replace(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        assert data_main(*flags, tmp_path / "d") == 2
+    assert (tmp_path / ".d.partial" / "new" / "train.bin").exists()
+    assert data_main(*flags, tmp_path / "d") == 0
+    assert contents(tmp_path / "d") == contents(tmp_path / "whole")
+
+
+def test_what_can_not_be_resumed_from_is_removed(tmp_path, rows, capsys):
+    flags = ["--source", rows, "--tokenizer", "byte", "--out_dir", "d"]
+    kill_after(300, *flags, cwd=tmp_path)
+    (tmp_path / ".d.partial" / "new" / "train_000000.bin").unlink()
+    flags[-1] = tmp_path / "d"
+    assert data_main(*flags) == 2
+    assert "it is removed, and the same command begins anew" in capsys.readouterr().err
+    assert data_main(*flags) == 0 and len(all_documents(tmp_path / "d")) > 300
 
 
 def test_a_changed_source_starts_anew(tmp_path, rows):

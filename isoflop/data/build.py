@@ -19,7 +19,7 @@ from isoflop.data.reader import FORMAT, SPLITS, VERSION, foreign_files, open_dat
 from isoflop.data.sources import Source
 from isoflop.data.tokenizer import Tokenizer, encode, load_tokenizer, lossless, make_tokenizer, write_tokenizer
 from isoflop.files import read_json, sha256
-from isoflop.options import UserError
+from isoflop.options import UserError, explain
 
 FILES = {"train.bin", "val.bin", "tokenizer.json", "meta.json", "documents.bin", "state.json", "lengths.png"}
 
@@ -112,6 +112,17 @@ def without_limits(settings: dict) -> dict:
 # ----- making the files -----
 
 
+def restore(splits: writer.SplitWriter, state: dict, new: Path):
+    """Truncate the files to a state; UserError where they don't hold it: then staging() removes them."""
+    try:
+        splits.restore(state)
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        (new / "state.json").unlink()
+        raise UserError(
+            f"{new.parent} can't be resumed from ({explain(error)}): it is removed, and the same command begins anew"
+        ) from None
+
+
 def make_files(
     cfg: DataConfig,
     sources: list[Source],
@@ -141,7 +152,7 @@ def make_files(
         meta = header_entries(cfg, tokenizer, new / "tokenizer.json")
         splits = writer.SplitWriter(new, meta, cfg.shard_tokens, identity, len(sources))
         if state is not None:
-            splits.restore(state)
+            restore(splits, state, new)
         write_documents(cfg, stream, splits, tokenizer, drain(sample, items), quiet)
 
     # Count and check.

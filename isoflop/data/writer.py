@@ -124,6 +124,9 @@ class SplitWriter:
         self.done, self.counts, self.by_source = state["done"], state["counts"], state["by_source"]
         self.dropped, self.segments, self.position = state["dropped"], state["segments"], state["position"]
         self.keys, self.written = state["keys"], state["since"]
+        for split in SPLITS:  # ended in finish(): the plain name is the last that a shard gets
+            if (self.folder / f"{split}.bin").exists():
+                os.replace(self.folder / f"{split}.bin", self.folder / f"{split}_000000.bin")
         self.documents.close()
         truncate(self.folder / "documents.bin", 8 * self.keys)
         self.documents = open(self.folder / "documents.bin", "ab")

@@ -322,6 +322,5 @@ def save_run(out_dir: Path, model, record, curve: list[dict], save_model) -> str
     try:
         save_model(model, out_dir)
     except OSError as error:
-        (out_dir / WEIGHTS).unlink(missing_ok=True)  # where only config.json found no room
         return f"{out_dir / WEIGHTS} could not be written ({error.strerror}); make room and run the same command again"
     return None
