@@ -298,8 +298,9 @@ def picture(law, table, unique):
     seen = []
     for i, colour in zip(sorted(shown), colours, strict=False):
         rows = member == i
-        n, u, epochs = np.exp(np.log(table.n[rows]).mean()), unique[rows].mean(), table.epochs[rows]
-        at = np.geomspace(epochs.min() / 1.3, epochs.max() * 1.3, 100)
+        n, u = np.exp(np.log(table.n[rows]).mean()), unique[rows].mean()
+        epochs = np.maximum(table.epochs[rows], 1.0)  # a run of less than one has seen all of its own text once
+        at = np.geomspace(1.0, epochs.max() * 1.3, 100)
         curve = law.loss(n, u * at, u)
         ax.plot(at, curve, color=colour, lw=2)
         ax.scatter(epochs, table.loss[rows], color=colour, edgecolors="black", lw=0.5, s=40, zorder=3,
