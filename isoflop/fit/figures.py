@@ -331,7 +331,7 @@ def _draw_measured(ax, result, arrays, left_out, envelope, key):
         values.append(y)
     if of_three:
         x, y = [budget["flops"] for budget in of_three], [budget[key] for budget in of_three]
-        ax.scatter(x, y, s=49, facecolors="white", edgecolors=COLOURS["isoflop"], zorder=4, label=OF_THREE[0])
+        ax.scatter(x, y, s=26, facecolors="white", edgecolors=COLOURS["isoflop"], zorder=7, label=OF_THREE[0])
         values.append(y)
     for budget, rows in left_out:
         lowest = rows[arrays["loss"][rows].argmin()]
