@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "bench"))
 
 import numpy as np  # noqa: E402
-from bench_minima import KEMPNER, public_sweeps  # noqa: E402
+from bench_minima import KEMPNER, of_four_sizes, public_sweeps  # noqa: E402
 
 from isoflop import laws  # noqa: E402
 from isoflop.display import text_table  # noqa: E402
@@ -77,7 +77,7 @@ def older_lines(known, c):
 def hold_outs(name, table, beyond=(), least=4):
     """One dict per budget forecast: family, sweep, distance, errors and half-widths of pi95 in ln loss and ln N_opt."""
     full = fit_isoflop(table.n, table.d, table.c, table.loss, resamples=0)
-    budgets = [v for v in full.budgets if v.status != "too_few_sizes"]
+    budgets = of_four_sizes(full, table.n)
     rows = []
     for k in range(least, len(budgets) + 1):
         top = budgets[k - 1].flops

@@ -23,6 +23,7 @@ from isoflop import laws  # noqa: E402
 from isoflop.display import text_table  # noqa: E402
 from isoflop.fit.coupled import fit_coupled  # noqa: E402
 from isoflop.fit.isoflop import expected_bias, fit_isoflop, hold_bias  # noqa: E402
+from isoflop.fit.minima import MIN_SIZES  # noqa: E402
 from isoflop.fit.table import read  # noqa: E402
 
 METHODS = ("pooled", "local", "akima", "parabola")
@@ -140,10 +141,15 @@ def bias_table():
     return text_table(["no noise, worst of six grids", "method", "bias of a", "bias of N*"], rows), worst
 
 
+def of_four_sizes(fit, n):
+    """The budgets with sizes enough for a minimum that has an error; n (R,), of all runs."""
+    return [v for v in fit.budgets if (np.diff(np.sort(np.log(n[v.rows]))) > 1e-3).sum() + 1 >= MIN_SIZES]
+
+
 def regrets(table, method):
     """Excess of ln L at the N predicted for every budget above the fitted ones; NaN where it is not in the sizes."""
     full = fit_isoflop(table.n, table.d, table.c, table.loss, how=method, resamples=0)
-    budgets = [v for v in full.budgets if v.status != "too_few_sizes"]
+    budgets = of_four_sizes(full, table.n)
     out = []
     for k in range(3, len(budgets)):
         below = table.c < np.sqrt(budgets[k - 1].flops * budgets[k].flops)
