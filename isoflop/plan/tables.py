@@ -232,11 +232,11 @@ def _time(runs, machine) -> Section:
         ("cost", lambda run: money(run.time.dollars)),
     ]
     title = f"Time and cost on {machine.n_gpus} x {machine.gpu or 'this device'}"
-    sources = list(dict.fromkeys(run.time.source for run in runs))
-    if len(sources) == 1:
-        notes = [f"speed: {sources[0]}"]
-    else:
-        notes = [f"speed of {run.name}: {run.time.source or 'unknown'}" for run in runs]
+    names, notes = {}, []  # source -> the runs whose speed it gives
+    for run in runs:
+        names.setdefault(run.time.source or "unknown", []).append(run.name)
+    for source, of in names.items():
+        notes.append(f"speed of {', '.join(of)}: {source}" if len(names) > 1 else f"speed: {source}")
     return _of_runs(title, runs, rows, notes + _price_notes(machine))
 
 
