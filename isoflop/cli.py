@@ -65,11 +65,16 @@ ALIASES = {
     "peak_lr": ("lr",), "resamples": ("bootstrap",), "seq_len": ("block_size",), "seq_length": ("block_size",),
     "sequence_length": ("block_size",), "steps": ("max_iters",), "temp": ("temperature",),
     "tokens_per_param": ("tokens_per_params",), "tokens_per_parameter": ("tokens_per_param", "tokens_per_params"),
-    "tokens_per_params": ("tokens_per_param",),
+    "tokens_per_params": ("tokens_per_param",), "total_steps": ("max_iters",),
     "warmup_iters": ("warmup_steps",), "warmup_ratio": ("warmup_frac",), "wd": ("weight_decay",),
 }  # fmt: skip
 FILES = ("input", "input_file", "csv", "runs", "file")  # what people type before the files that need no flag
-ELSEWHERE = {"dry_run": "plan.py prints what a run will be, and sweep.py has --dry_run"}  # no flag of this script
+ELSEWHERE = {  # no flag of this script -> where it is
+    "dry_run": "plan.py prints what a run will be, and sweep.py has --dry_run",
+    "mlflow_experiment": "--tracker mlflow logs to the experiment of MLFLOW_EXPERIMENT_NAME",
+    "mlflow_uri": "--tracker mlflow logs to MLFLOW_TRACKING_URI",
+    "price_per_hour": "sweep.py fills the column cost by it, and plan.py plans with it",
+}
 RANK0_SPEAKS_S = 30  # seconds for rank 0 to start and say what is wrong
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 

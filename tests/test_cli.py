@@ -103,6 +103,8 @@ def test_aliases_of_the_field_are_taken_and_messages_name_what_was_typed(capsys)
         ("sweep", "--max_length x", "--max_length x must be"),
         ("train", "--dry-run", "plan.py prints what a run will be"),
         ("train", "--data-dir", "--data-dir expected one argument"),
+        ("train", "--total-steps x", "--total-steps x must be a whole number"),
+        ("train", "--mlflow-experiment lab", "the experiment of MLFLOW_EXPERIMENT_NAME"),
         ("train", "--num_layers 2.5", "--num_layers 2.5 must be a whole number"),
         ("fit", "--resamples x", "--resamples x must be a whole number"),
         ("fit", "--out", "--out expected one argument"),
