@@ -117,6 +117,7 @@ def set_up(mc: ModelConfig, tc: TrainConfig, env: DistributedEnv, quiet: bool = 
     out_dir = Path(tc.out_dir or f"out/{id_}")
     if out_dir.exists() and out_dir.samefile(tokens.folder):
         raise UserError(f"--out_dir {out_dir} is the data folder; name another folder")
+    checkpoint.check_cell(out_dir, id_)
     finished = restored = None
     if tc.resume == "auto" or not tc.overwrite:
         finished = checkpoint.finished_run(out_dir, id_)

@@ -298,6 +298,16 @@ def dtype_of(out_dir: str, resume: str) -> str | None:
     return None
 
 
+def check_cell(out_dir: Path, run_id: str):
+    """UserError where out_dir is SWEEP/cells/ID of another run: the data have changed since the sweep was planned."""
+    planned = out_dir.absolute()
+    if planned.parent.name == "cells" and re.fullmatch(r"[0-9a-f]{12}", planned.name) and planned.name != run_id:
+        raise UserError(
+            f"{out_dir} is of run {planned.name}, and this would be {run_id}: its data have changed since it was "
+            "planned, or it was given other flags; give the sweep's command again"
+        )
+
+
 def check_no_other_run(out_dir: Path, run_id: str):
     """UserError where a folder holds another run's record."""
     found = finished(out_dir)
