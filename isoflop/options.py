@@ -122,7 +122,7 @@ def integer(text: str) -> int:
     except decimal.InvalidOperation:
         value = decimal.Decimal("nan")
     if not value.is_finite() or value.adjusted() >= MOST_DIGITS or value != value.to_integral_value():
-        raise UserError(f"{text} must be a whole number, as 5000, 5_000 or 5e3")
+        raise UserError(f"{_shown(text)} must be a whole number, as 5000, 5_000 or 5e3")
     return int(value)
 
 
@@ -133,7 +133,7 @@ def real(text: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"{text} must be a finite number, as 0.5 or 1e18")
+        raise UserError(f"{_shown(text)} must be a finite number, as 0.5 or 1e18")
     return value
 
 
@@ -153,7 +153,7 @@ def parse_value(f, text: str, may_be_none: bool = False):
         except UserError:
             what = expected(f)
             must_be = what if "number" in what else f"a number {what}"
-            raise UserError(f"{text} must be {must_be}") from None
+            raise UserError(f"{_shown(text)} must be {must_be}") from None
     elif kind is bool:
         value = {"true": True, "false": False}.get(text.lower(), text)
     else:
@@ -161,7 +161,7 @@ def parse_value(f, text: str, may_be_none: bool = False):
         if not text.isascii() and text.encode("utf-8", "replace").decode("utf-8") != text:
             raise UserError(f"{ascii(text)} must be text in UTF-8; rename it")
     if (f.metadata["choices"] or kind is bool) and mistake_in(f, value):
-        raise UserError(f"{text} must be {expected(f)}")
+        raise UserError(f"{_shown(text)} must be {expected(f)}")
     return value
 
 

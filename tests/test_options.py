@@ -115,6 +115,12 @@ def test_no_integers(text):
         integer(text)
 
 
+def test_a_long_text_is_cut_in_a_message():
+    for read in (integer, real):
+        with pytest.raises(UserError, match=r"^y{60}\.\.\. \(100,000 characters\) must be a"):
+            read("y" * 100_000)
+
+
 def test_reals():
     assert [real(t) for t in ("5e3", "1_000", "-.5", "7")] == [5000.0, 1000.0, -0.5, 7.0]
     for text in ("nan", "-inf", "1e999", "", "1e12x"):
