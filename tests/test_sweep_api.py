@@ -202,6 +202,7 @@ def strict(server, tmp_path, monkeypatch):
     return ["--api", server.url, *CS336, "--out_dir", tmp_path / "out"]
 
 
+@pytest.mark.slow
 def test_the_cells_and_the_next_ones_obey_the_constraints(server, strict, capsys, monkeypatch):
     flags = [*strict, "--sizes", 4, "--flop_budgets", 1e15, 3e15, 1e16, "--predict_flops", 1e19]
     monkeypatch.setattr(sys, "argv", ["sweep.py", *map(str, flags)])
