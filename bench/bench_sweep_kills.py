@@ -5,7 +5,7 @@
 
 A kind is a victim (a rank, torchrun itself: the agent) under --parallel ddp or cells, in two processes; the sweeps take
 turns. A kill is SIGKILL at a random moment of one of the next cells; with --signal TERM the victim is told to stop
-instead, as Slurm does. After every fourth kill the sweep is run to its end, and must have the undisturbed one's rows.
+instead, as Slurm does. After every fifth kill the sweep is run to its end, and must have the undisturbed one's rows.
 At the end stands a table by kind and by sweep; exit status 1 where a sweep did not end, or has other rows.
 """
 
@@ -43,7 +43,7 @@ SWEEPS = {  # of 11 to 15 cells; the compute type that "lrs" is left to choose m
     "moving": f"--flop_budgets 1e8 2e8 4e8 --sizes 4 {FEW}",
     "adaptive": f"--design adaptive --target_flops 5e9 --total_flops 2e10 {FEW}",
 }
-KILLS_PER_SWEEP = 4  # in one folder, before it is run to its end
+KILLS_PER_SWEEP = 5  # in one folder, before it is run to its end
 CELLS, SECONDS = 2, 0.5  # a kill is in one of the next so many cells, within so many seconds of its begin
 ORPHAN_S = 60.0  # what is left of a killed sweep must have ended by then
 END_S = 900.0  # a sweep that has not ended by then hangs
@@ -115,10 +115,9 @@ def run_to_end(words: list[str], folder: Path) -> dict:
         status = process.wait(END_S)
     except subprocess.TimeoutExpired:
         end_all(folder)
-        process.wait()
-        raise ValueError(f"no end after {END_S:g} s") from None
+        status = f"{process.wait()}, killed after {END_S:g} s"
     if status:
-        raise ValueError(f"exit status {status}")
+        raise ValueError(f"exit status {status}: {folder.with_suffix('.log')}")
     return result(folder)
 
 
@@ -163,8 +162,10 @@ def kill_once(words, folder: Path, victim: str, number: int, rng) -> bool:
     ValueError where the rest of it does not end.
     """
     until_begun, moment = cells_begun(folder) + rng.randint(1, CELLS), rng.uniform(0, SECONDS)
-    agent = start(words, folder)
+    agent, until = start(words, folder), time.monotonic() + END_S
     while agent.poll() is None and cells_begun(folder) < until_begun:
+        if time.monotonic() > until:
+            end_all(folder)
         time.sleep(0.02)
     time.sleep(moment)
     pids = [pid for pid, name in processes_of(folder).items() if name == victim]
@@ -177,7 +178,8 @@ def kill_once(words, folder: Path, victim: str, number: int, rng) -> bool:
     while left := processes_of(folder):
         if time.monotonic() > until:
             end_all(folder)
-            raise ValueError(f"{', '.join(sorted(left.values()))} outlived the {victim} by {ORPHAN_S:g} s")
+            names = ", ".join(sorted(left.values()))
+            raise ValueError(f"{names} outlived the {victim} by {ORPHAN_S:g} s: {folder.with_suffix('.log')}")
         time.sleep(0.1)
     return True
 
@@ -188,9 +190,9 @@ def kill_once(words, folder: Path, victim: str, number: int, rng) -> bool:
 def turns_of(config: Config) -> list[Turn]:
     """What is to be done: each kind's kills, shared out over the sweeps."""
     turns = []
-    for parallel, victim in itertools.product(config.parallel, config.victims):
+    for kind, (parallel, victim) in enumerate(itertools.product(config.parallel, config.victims)):
         for number, first in enumerate(range(0, config.kills, KILLS_PER_SWEEP)):
-            name = config.sweeps[number % len(config.sweeps)]
+            name = config.sweeps[(kind + number) % len(config.sweeps)]  # kinds begin with different ones
             turns.append(Turn(parallel, victim, name, min(KILLS_PER_SWEEP, config.kills - first), number))
     return turns
 
@@ -215,7 +217,7 @@ def take_turn(turn: Turn, config: Config, data_dir: str, whole: dict, folder: Pa
                 turn.note = f"a fatal error of Python; see {out.with_suffix('.log')}"
             shutil.rmtree(out)
     except ValueError as error:
-        turn.note = f"{error}; see {out.with_suffix('.log')}"
+        turn.note = str(error)
     outcome = turn.note or "rows equal"
     print(
         f"{turn.kind:<12} {turn.sweep:<8} SIG{config.signal}: {turn.kills} kills in {time.monotonic() - begun:.0f} s, "
