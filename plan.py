@@ -226,20 +226,22 @@ def search_budget(parser, args, config: PlanConfig, basis: Basis):
 def closed_forms(config: PlanConfig, basis: Basis):
     """--n_params, --target_loss, --tokens with --unique_tokens: closed forms of the laws."""
     numbers, sections, losses = {}, [], {}
-    vocab_size = config.vocab_size or estimate.DEFAULT_VOCAB
+    vocab_size, tokens = config.vocab_size or estimate.DEFAULT_VOCAB, config.tokens
+    if config.n_params and config.flop_budget:
+        tokens = config.flop_budget / (6 * config.n_params)
     if config.n_params:
         numbers["tokens_for"] = estimate.tokens_for_size(basis.laws, config.n_params, basis.machine, vocab_size)
         sections.append(tables.of_tokens_for_size(numbers["tokens_for"]))
         losses = {ranged.name: numbers["tokens_for"]["answers"][ranged.name]["loss"] for ranged in basis.laws}
-    if config.n_params and config.tokens:
-        numbers["chinchilla"] = estimate.verdict(config.n_params, config.tokens)
-        predictions, warnings = estimate.predict(basis.laws, {}, config.n_params, config.tokens, vocab_size)
+    if config.n_params and tokens:
+        numbers["chinchilla"] = estimate.verdict(config.n_params, tokens)
+        predictions, warnings = estimate.predict(basis.laws, {}, config.n_params, tokens, vocab_size)
         losses = {law: row["loss"] for law, row in predictions.items()}
         sections.insert(0, tables.of_verdicts([""], [numbers["chinchilla"]]))
         sections.insert(1, tables.of_losses([""], [predictions], warnings))
-    if config.unique_tokens and config.tokens:
+    if config.unique_tokens and tokens:
         numbers["repeated"] = estimate.repeated(
-            config.tokens, config.unique_tokens, config.n_params, vocab_size, basis.data_law
+            tokens, config.unique_tokens, config.n_params, vocab_size, basis.data_law
         )
         sections.append(tables.of_repeated([""], [numbers["repeated"]]))
     if config.target_loss:

@@ -43,6 +43,7 @@ def test_tables_fit_a_terminal(show, form):
     "argv, words",
     [
         ("--n_params 1.4e9 --tokens 13e9", ["Tokens for 1.4B parameters", "under-trained", "Predicted loss", "2.551"]),
+        ("--n_params 1.4e9 --flop_budget 1.092e20", ["13B", "under-trained", "Predicted loss", "2.551"]),
         ("--target_loss 2.5 --inference_tokens 1e12", ["Least compute for a loss of 2.5", "whole life", "54.9%"]),
         ("--tokens 10e9 --unique_tokens 5e9", ["Repeated data", "epochs", "2.00"]),
         ("--flop_budget 1e20 --gpu h100", ["1e20 FLOPs (with attention): least loss by besiroglu", "D = 20 N (to 5%)"]),
@@ -131,6 +132,8 @@ MISTAKES = [
     ("--n_layer 1e29 --n_embd 64 --tokens 1e9", "--n_layer 1"),
     (f"{RUN} --block_size 1e12", "--block_size 1000000000000 must be"),
     (f"{RUN} --n_gpus 1e12", "--n_gpus 1000000000000 must be"),
+    ("--n_params 1e9 --days 2 --gpu h100", "--days 2 is for a search"),
+    ("--target_loss 2.5 --flop_budget 1e20", "--flop_budget 1e+20 and --target_loss 2.5 ask for each other"),
     ("--n_params 1e300", "--n_params 1e+300 must be"),
     ("--n_params 1e9 --inference_tokens 1e300", "--inference_tokens 1e+300 must be"),
     ("--flop_budget 1e20 --top 1e9", "--top 1000000000 must be"),

@@ -55,6 +55,16 @@ class PlanConfig:
             more.append(f"--days {self.days:g} needs a speed: --gpu, --peak_flops or --measured")
         if self.days and self.flop_budget:
             more.append("--days and --flop_budget both give the compute; leave one out")
+        if self.n_params and self.flop_budget and self.tokens:
+            more.append("--flop_budget, --n_params and --tokens are one too many; leave one out")
+        for name in ("flop_budget", "days"):
+            asked = getattr(self, name)
+            if asked and self.target_loss:
+                more.append(
+                    f"--{name} {asked:g} and --target_loss {self.target_loss:g} ask for each other; leave one out"
+                )
+        if self.days and self.n_params:
+            more.append(f"--days {self.days:g} is for a search or an architecture; with --n_params give --flop_budget")
         if self.constraints and not self.flop_budget:
             more.append(f"--constraints {self.constraints} is for a search: add --flop_budget, as 1e19")
         if self.data_law and not self.unique_tokens:
