@@ -44,12 +44,12 @@ from safetensors.torch import load_file
 from isoflop.cli import Parser, run_main
 from isoflop.config import ModelConfig
 from isoflop.files import read_json, regular, write_json
-from isoflop.flops import describe
+from isoflop.flops import count_params, describe
 from isoflop.kernels.attention import self_attention
 from isoflop.kernels.cross_entropy import head_loss
 from isoflop.kernels.elementwise import gelu, layer_norm, norm, norm_rotate, relu_squared, rotate, swiglu
 from isoflop.options import UserError, integer
-from isoflop.tensors import write_tensors
+from isoflop.tensors import is_sharded, read_parts, write_tensors
 
 # ----- the model -----
 
@@ -352,6 +352,8 @@ def load_model(folder: Path | str) -> GPT:
     folder = Path(folder)
     try:
         cfg = ModelConfig(**read_json(folder / "config.json", CONFIG_BYTES))
+        if is_sharded(folder):
+            return load_parts(cfg, folder)
         check_shapes(cfg, folder / "model.safetensors")
         model = GPT(cfg)
         state = load_file(folder / "model.safetensors")
@@ -361,6 +363,16 @@ def load_model(folder: Path | str) -> GPT:
     except (OSError, TypeError, ValueError, RuntimeError, RecursionError, OverflowError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{folder} holds no usable model ({reason}); train.py writes one to its --out_dir") from None
+    return model
+
+
+def load_parts(cfg: ModelConfig, folder: Path) -> GPT:
+    """The model of a checkpoint that several processes wrote with --shard, each its own part."""
+    size = sum(path.stat().st_size for path in folder.glob("shard-*.safetensors"))
+    if 4 * count_params(cfg)["total"] > size or cfg.block_size > MOST_POSITIONS:
+        raise ValueError(f"its {size:,} bytes of weights are not the model of config.json")
+    model = GPT(cfg)
+    read_parts(folder, {f"weights.{name}": p.data for name, p in model.named_parameters()}, alone=True)
     return model
 
 

@@ -108,9 +108,9 @@ def plan_run(parser, args, cfg: ModelConfig, end: dict, basis: Basis, unique=Non
     train_tokens = int(unique) + 1 if unique else None
     plan = resolve(cfg, tc, machine.n_gpus, train_tokens=train_tokens)
     memory = {**basis.memory, "optimizer": tc.optimizer, "ema": bool(tc.ema), "val_tokens": tc.val_tokens}
-    micro_batch_size, zero1 = machine.find_micro_batch(cfg, plan.batch_size, tc.zero1, **memory)
+    micro_batch_size, shard = machine.find_micro_batch(cfg, plan.batch_size, tc.shard, **memory)
     micro_batch_size = tc.micro_batch_size or micro_batch_size
-    more, data_dir = commands.train_flags(args, zero1), getattr(args, "data_dir", None)
+    more, data_dir = commands.train_flags(args, shard), getattr(args, "data_dir", None)
     lines = commands.make_commands(
         cfg, plan, micro_batch_size, machine.n_gpus, args.preset, args.depth, more, data_dir, unique
     )
@@ -178,7 +178,7 @@ def notes_of(estimates, basis: Basis) -> list[str]:
     if outside_rule and len(estimates) > 1:  # for one configuration the rules' table has them
         notes.append("the rule's rate and batch are outside what it was measured on; alone, each says where")
     for run in estimates:
-        if run.memory.fits is False and not run.memory.fits_zero1:
+        if run.memory.fits is False and not run.memory.fits_shard:
             memory = basis.machine.memory / 1e9
             notes.append(f"{run.name}: not even one sequence at a time fits the device's {memory:g} GB")
     return notes

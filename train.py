@@ -32,7 +32,7 @@ from isoflop.distributed import DistributedEnv, launch, resume_command, stop_sig
 from isoflop.files import folder_lock, writable_folder
 from isoflop.optim import schedule
 from isoflop.optim.build import build
-from isoflop.optim.parallel import accumulate, broadcast_weights, replicate
+from isoflop.optim.parallel import accumulate, broadcast_weights, gather_weights, replicate, shard
 from isoflop.options import UserError, explain
 from isoflop.train import checkpoint, evals, tracking
 from isoflop.train.failures import blown_up, find_micro_batch, note_failure
@@ -92,6 +92,23 @@ class Setup:
     @property
     def autocast(self):
         return devices.autocast(self.dtype, self.env.device)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the model alone; one process has nobody to share with."""
+        return self.tc.shard and self.env.size > 1
+
+    def whole(self, model) -> GPT | None:
+        """The model, or of a sharded one the whole on rank 0's CPU and None elsewhere; every rank must call it."""
+        if not self.sharded:
+            return model
+        weights = gather_weights(model)
+        if not weights:
+            return None
+        with torch.device("meta"):
+            whole = GPT(self.mc)
+        whole.load_state_dict(weights, assign=True)
+        return whole
 
     @property
     def tail(self) -> int:
@@ -239,7 +256,7 @@ def train_steps(run: Setup, progress: Progress, model, optimizer, track, keep: d
     env, plan, tc, timer = run.env, run.plan, run.tc, progress.timer
     # wrapped and compiled for the steps alone: the module itself is saved, whose weights keep their names
     forward = model
-    if env.size > 1 and not tc.zero1:
+    if env.size > 1 and not optimizer.sharded:
         forward = replicate(model, env.device)
     if tc.compile:
         forward = torch.compile(forward)
@@ -324,12 +341,16 @@ def announce(run: Setup):
 
 
 def build_model(run: Setup) -> GPT:
-    """The model on its device: with the weights of the checkpoint, or new ones."""
+    """The model on its device, or sharded: with the weights of the checkpoint, or new ones."""
+    env = run.env
     torch.manual_seed(run.tc.seed)  # here, so that a sweep's cell equals the same command line
     torch.set_float32_matmul_precision("high")  # TF32 where there are tensor cores; exact on a CPU
     model = load_model(run.restored.folder) if run.restored else GPT(run.mc)
-    model = model.to(run.env.device)
-    if run.env.size > 1:
+    if run.sharded:
+        shard(model, run.dtype, env.device)
+        return model
+    model = model.to(env.device)
+    if env.size > 1:
         broadcast_weights(model)
     return model
 
@@ -337,9 +358,9 @@ def build_model(run: Setup) -> GPT:
 def build_optimizer(run: Setup, model):
     """The plan's optimizer, with the checkpoint's state where there is one."""
     env = run.env
-    optimizer = build(model, run.plan, run.tc.grad_clip, run.dtype, env.device, env.size, run.tc.zero1)
+    optimizer = build(model, run.plan, run.tc.grad_clip, run.dtype, env.device, run.sharded)
     if run.restored:
-        optimizer.load(run.first_step, run.restored.flat)
+        run.restored.restore(optimizer)
         run.restored.restore_random(env.rank, env.device)
     return optimizer
 
@@ -427,6 +448,8 @@ def finish(run: Setup, progress: Progress, model, optimizer) -> RunRecord:
             progress.status = "diverged"
     eval_s, peak_mem_gb = time.perf_counter() - begun, devices.peak_memory_gb(env.device)
     record = make_record(run, progress, train_loss, val, eval_s, peak_mem_gb)
+    if progress.status in TRAINED:
+        model = run.whole(model)
     problem = write(run, progress, model, record) if env.rank == 0 else None
     if progress.status in TRAINED:  # else other ranks may be gone
         env.barrier()
@@ -437,7 +460,10 @@ def finish(run: Setup, progress: Progress, model, optimizer) -> RunRecord:
 
 def advise(run: Setup, model, optimizer) -> str:
     """What to do about a lack of memory, found by trying."""
-    optimizer.mute()  # the other ranks are not here to sum gradients with
+    if run.sharded:  # a trial would need the other ranks
+        return (
+            f"lower --micro_batch_size ({run.plan.micro_batch_size} was used) or --block_size, or take more processes"
+        )
 
     def attempt(rows: int):
         idx = torch.zeros(rows, run.mc.block_size, dtype=torch.int64, device=run.env.device)

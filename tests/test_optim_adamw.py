@@ -1,5 +1,6 @@
-"""AdamW and Muon against torch's own; groups of every architecture; several processes, ZeRO-1, the mean of weights."""
+"""AdamW and Muon against torch's own; groups of every architecture; replicas, sharded models, the mean of weights."""
 
+import dataclasses
 import json
 import math
 from types import SimpleNamespace
@@ -7,16 +8,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import curve_of, record_of, run_script, same_weights
 from ranks import SHAPE
 
 from isoflop import device
 from isoflop.config import ModelConfig
 from isoflop.optim import adamw, param_groups
 from isoflop.optim import muon as muon_
-from isoflop.optim.buckets import lay_out
 from isoflop.optim.build import build
+from isoflop.optim.torch_optim import TorchOptimizer
 from isoflop.train.plan import TrainConfig
-from model import GPT
+from model import GPT, load_model
 from train import train
 
 TINY = ModelConfig(n_layer=2, n_embd=16, block_size=32, vocab_size=61)
@@ -142,67 +144,119 @@ def test_every_parameter_is_in_one_group(name):
             assert group["lr_mult"] == (1.0 if small else 2.0 if p.ndim < 2 else 16.0)
 
 
+# ----- torch's own, as GPUs and sharded models have it -----
+
+
+@pytest.mark.parametrize("muon", [None, "original"])
+def test_torchs_own_takes_the_same_steps_and_either_loads_the_others_state(muon):
+    """Clipped, with a mean of the weights; interrupted after three steps and carried on by the other kind."""
+
+    def make(kind):
+        model = randomised()
+        if kind == "torch":
+            return model, TorchOptimizer(model, 0.1, 0.95, 1.0, muon=muon, ema=0.8)
+        if muon:
+            return model, muon_.FlatMuon(model, 0.1, 0.95, 1.0, adjust=muon, ema=0.8)
+        return model, adamw.FlatAdamW(model, 0.1, 0.95, 1.0, ema=0.8)
+
+    def steps(model, optimizer, first, last):
+        for step in range(first, last):
+            drive(optimizer, (model,), step)
+            optimizer.step(1e-2)
+
+    finished = []
+    for kind, other in (("flat", "torch"), ("torch", "flat")):
+        model, optimizer = make(kind)
+        steps(model, optimizer, 0, 3)
+        saved, weights = optimizer.flat(), {n: p.detach().clone() for n, p in model.named_parameters()}
+        steps(model, optimizer, 3, 6)
+        optimizer.finish()
+        finished.append(model)
+
+        model, optimizer = make(other)
+        for name, p in model.named_parameters():
+            p.data.copy_(weights[name])
+        optimizer.load(3, lambda kind, first, last, saved=saved: saved[kind][first:last])
+        steps(model, optimizer, 3, 6)
+        optimizer.finish()
+        finished.append(model)
+    for group in zip(*(model.parameters() for model in finished), strict=True):
+        assert max((p - group[0]).abs().max() for p in group) < (1e-6 if muon is None else 5e-4)  # bfloat16 inside
+
+
 # ----- several processes -----
 
-
-def test_shares_are_whole_matrices_and_cover_everything_once():
-    groups = param_groups.param_groups(GPT(ModelConfig(n_layer=3, n_embd=16, vocab_size=61)), 0.1)
-    for ranks in (1, 2, 3, 8):
-        for muon in (False, True):
-            groups[0]["muon"] = muon
-            shares = [lay_out(groups, 6000, rank, ranks) for rank in range(ranks)]
-            for buckets in zip(*shares, strict=True):
-                assert buckets[0].span.start == buckets[0].mine.start and buckets[-1].mine.stop == buckets[0].span.stop
-                assert all(a.mine.stop == b.mine.start for a, b in zip(buckets, buckets[1:], strict=False))
-                if buckets[0].group.get("muon"):
-                    held = sum(math.prod(shape) * len(at) for b in buckets for shape, at in b.matrices.items())
-                    assert held == sum(p.numel() for p in buckets[0].params)
-                    for b in buckets:
-                        for shape, places in b.matrices.items():
-                            assert all(at + math.prod(shape) <= b.mine.stop - b.mine.start for at in places)
-            total = sum(p.numel() for g in groups for p in g["params"])
-            assert shares[0][-1].span.stop >= total
-            assert ranks > 1 or shares[0][-1].span.stop == total
+KINDS = {"adamw": {}, "muon": {"optimizer": "muon"}}
 
 
-@pytest.mark.slow
-def test_one_and_two_processes_train_the_same_model(toy_data, tmp_path, script):
-    """50 steps in float32, several buckets: within 1e-5, with either optimizer and with ZeRO-1."""
+@pytest.fixture(scope="module")
+def two_ranks(toy_data, tmp_path_factory):
+    """(folder, TrainConfig's fields, [rank 0's, rank 1's bytes]) of the runs of tests/ranks.py, 50 steps each.
+
+    Each kind of optimizer plain and sharded, and each resumed after step 40 from the other's checkpoint, and its own.
+    """
+    folder = tmp_path_factory.mktemp("two")
     common = dict(
         max_iters=50, total_batch_size=256, micro_batch_size=2, data_dir=toy_data, val_tokens=2048, dtype="float32",
         device="cpu", log_every=1, ema=0.9, lr=0.02,
     )  # fmt: skip
-    kinds = {"adamw": {}, "muon": {"optimizer": "muon"}}
-    runs = {f"{k}{z}": common | kinds[k] | {"zero1": bool(z)} for k in kinds for z in ("", "-zero1")}
-    ask = json.dumps({"out": str(tmp_path / "two"), "bucket": 1000, "runs": runs})
-    done = script("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--rdzv_backend=c10d",
-                  "--rdzv_endpoint=localhost:0", "tests/ranks.py", ask, timeout=240)  # fmt: skip
+    runs = {}
+    for kind, more in KINDS.items():
+        for name, shard in (("plain", False), ("shard", True)):
+            runs[f"{kind}-{name}"] = common | more | {"shard": shard, "ckpt_every": 20}
+        for a, b in (("shard", "plain"), ("plain", "shard"), ("shard", "shard")):
+            resume = f"{folder}/{kind}-{a}/checkpoints/step_00000040"
+            runs[f"{kind}-{a}-{b}"] = common | more | {"shard": b == "shard", "resume": resume}
+    ask = json.dumps({"out": str(folder), "runs": runs})
+    done = run_script("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--rdzv_backend=c10d",
+                      "--rdzv_endpoint=localhost:0", "tests/ranks.py", ask, timeout=400)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    torch.set_num_threads(1)
-    for kind in kinds:
-        alone = train(
-            ModelConfig(**SHAPE), TrainConfig(**common, **kinds[kind], out_dir=f"{tmp_path}/{kind}"), quiet=True
-        )
-        losses = [json.loads(line)["loss"] for line in open(tmp_path / kind / "log.jsonl")]
-        assert len(losses) == 50 and losses[-1] < losses[0] - 0.5
-        for name in (kind, f"{kind}-zero1"):
-            shared = [json.loads(line)["loss"] for line in open(tmp_path / "two" / name / "log.jsonl")]
-            record = json.loads((tmp_path / "two" / name / "run.json").read_text())
-            assert np.abs(np.subtract(losses, shared)).max() < 1e-5
-            assert record["run_id"] == alone.run_id and record["world_size"] == 2
-            assert record["val_loss"] == pytest.approx(alone.val_loss, abs=1e-5)
+    return folder, common, json.loads(done.stdout.splitlines()[-1])
 
-    # what the optimizers hold and send
-    found = json.loads(done.stdout.splitlines()[-1])
-    for kind, f in found.items():
-        assert f["apart"] < 2e-6, "ZeRO-1 gives another result"
-        assert max(f["resumed"]) < 2e-6, "a state saved with ZeRO-1 and loaded without, or with, goes astray"
-        # no sum in the first piece of a step, all of them started by the end of the second's backward
-        assert f["buckets"] > 4 and f["under_way"] == [0, f["buckets"]] * 6
-        N, hidden = f["weights"], f["hidden"] if kind == "muon" else 0
-        for whole, cut in f["bytes"]:
-            assert whole == 4 * (3 * N - hidden)  # m, ema, and v but for Muon's matrices
-            assert cut <= 4 * (4 * N - hidden) / 2 * 1.2  # half of those and of the master weights, and padding
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_and_two_processes_train_the_same_model(two_ranks, tmp_path, kind):
+    """50 steps in float32, two micro-batches: within 1e-5, with either optimizer, replicated and sharded."""
+    folder, common, held = two_ranks
+    torch.set_num_threads(1)
+    tc = TrainConfig(**common, **KINDS[kind], out_dir=f"{tmp_path}/alone")
+    alone = train(ModelConfig(**SHAPE), tc, quiet=True)
+    losses = curve_of(tmp_path / "alone")
+    assert len(losses) == 50 and losses[-1] < losses[0] - 0.5
+    for name in ("plain", "shard"):
+        record = record_of(folder / f"{kind}-{name}")
+        assert np.abs(np.subtract(losses, curve_of(folder / f"{kind}-{name}"))).max() < 1e-5
+        assert record["run_id"] == alone.run_id and record["world_size"] == 2
+        assert record["val_loss"] == pytest.approx(alone.val_loss, abs=1e-5)
+
+    # A sharded state is half a state on each, weights too.
+    for rank in held:
+        whole, part = rank[f"{kind}-plain"], rank[f"{kind}-shard"]
+        assert whole["weights"] == 4 * alone.n_params and whole.keys() == part.keys() == {"weights", "m", "v", "ema"}
+        for tensors in whole:
+            assert part[tensors] == pytest.approx(whole[tensors] / 2, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sharded_run_resumes_to_the_bit_and_in_any_other_form(two_ranks, tmp_path, kind):
+    folder, common, _ = two_ranks
+    assert same_weights(folder / f"{kind}-shard", folder / f"{kind}-shard-shard")
+    losses = curve_of(folder / f"{kind}-plain")
+    for name in ("shard-plain", "plain-shard"):
+        assert np.abs(np.subtract(losses, curve_of(folder / f"{kind}-{name}"))).max() < 1e-5
+    saved = folder / f"{kind}-shard" / "checkpoints" / "step_00000040"
+    tc = TrainConfig(**common, **KINDS[kind], out_dir=f"{tmp_path}/alone", resume=str(saved))
+    train(ModelConfig(**SHAPE), tc, quiet=True)
+    assert np.abs(np.subtract(losses, curve_of(tmp_path / "alone"))).max() < 1e-5
+
+    # The checkpoint is a model, too: the last weights, not their mean.
+    model = load_model(saved)
+    assert sum(p.numel() for p in model.parameters()) == record_of(folder / f"{kind}-plain")["n_params"]
+    (saved / "config.json").write_text(json.dumps(dataclasses.asdict(dataclasses.replace(model.config, n_layer=90))))
+    with pytest.raises(ValueError, match="holds no usable model .its .* bytes of weights are not the model"):
+        load_model(saved)
 
 
 # ----- the mean of the weights -----
@@ -251,12 +305,12 @@ def test_a_run_with_every_option_resumes_to_the_bit(toy_data, tmp_path, kind):
 
 
 def test_build_follows_the_plan():
-    plan = SimpleNamespace(
-        optimizer="muon", muon_adjust="original", weight_decay=0.3, beta2=0.9, ema=0.0, batch_size=7, micro_batch_size=3
-    )
+    plan = SimpleNamespace(optimizer="muon", muon_adjust="original", weight_decay=0.3, beta2=0.9, ema=0.0)
     made = build(randomised(), plan, 1.0, "float32", "cpu")
     assert type(made) is muon_.FlatMuon and (made.adjust, made.inner) == ("original", torch.float32)
-    assert made.betas == (0.9, 0.9) and made.buckets[-1].group["weight_decay"] == 0.3
+    assert made.betas == (0.9, 0.9) and made.groups[-1]["weight_decay"] == 0.3
     plan.optimizer = "adamw"
     made = build(randomised(), plan, 1.0, "bfloat16", "cpu")
     assert type(made) is adamw.FlatAdamW and made.weights.dtype == device.weights_dtype("bfloat16", "cpu")
+    made = build(randomised(), plan, 1.0, "bfloat16", "cpu", sharded=True)
+    assert type(made) is TorchOptimizer, "and so it is on a GPU"

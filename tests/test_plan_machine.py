@@ -60,7 +60,7 @@ def test_the_micro_batch_is_the_largest_that_fits():
     smaller = Machine(n_gpus=4, memory=(needed[4].peak + needed[8].peak) / 2)
     assert smaller.find_micro_batch(cfg, 9) == (4, False)
     assert smaller.memory_of(cfg, 4).fits and not smaller.memory_of(cfg, 8).fits
-    sharded = Machine(n_gpus=4, memory=needed[1].peak_zero1)
+    sharded = Machine(n_gpus=4, memory=needed[1].peak_shard)
     assert sharded.find_micro_batch(cfg, 9) == (1, True) and not sharded.memory_of(cfg, 1).fits
     assert Machine(memory=1e6).find_micro_batch(cfg, 9) == (1, False)
     assert Machine().find_micro_batch(cfg, 9) == (9, False)

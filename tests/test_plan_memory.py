@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from bench.bench_memory import allocated_peak, measure
 from isoflop import device
@@ -13,6 +14,8 @@ from isoflop.flops import count_params
 from isoflop.kernels import attention, cross_entropy
 from isoflop.optim import adamw
 from isoflop.optim.build import build
+from isoflop.optim.parallel import shard
+from isoflop.optim.saved_state import local
 from isoflop.plan import memory
 from isoflop.plan.memory import estimate_memory
 from isoflop.train.plan import TrainConfig, resolve
@@ -102,10 +105,38 @@ def test_plain_pieces_under_autocast_within_fifteen_percent(monkeypatch, name):
     assert predicted == pytest.approx(allocated_peak(step), rel=0.15)
 
 
-def test_zero1_saves_what_it_should():
+def test_shard_saves_what_it_should():
     cfg = configure("gpt2-xl")
     one, four = (estimate_memory(cfg, 4, n_gpus=n) for n in (1, 4))
     P = count_params(cfg)["total"]
-    assert one.optimizer == four.optimizer == 8 * P
-    assert four.optimizer_zero1 == 12 * P / 4  # with the part of the master that each keeps
-    assert four.peak - four.peak_zero1 == 5 * P
+    assert one.optimizer == four.optimizer == 8 * P and one.peak == four.peak
+    assert (four.weights_shard, four.gradients_shard, four.optimizer_shard) == (P, P, 2 * P)
+    assert one.peak_shard - four.peak_shard == 16 * P * 3 / 4, "all but what is gathered and computed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_shard_of_a_large_model_is_what_the_wrapper_holds(kind):
+    """1.4B parameters on two GPUs: the local tensors of fully_shard and the optimizer, on the meta device."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    cfg = ModelConfig(24, 2048, block_size=1024, vocab_size=50304)
+    plan = resolve(cfg, TrainConfig(max_iters=5, batch_size=4, optimizer=kind, ema=0.9), 2)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        with torch.device("meta"):
+            model = GPT(cfg)
+        shard(model, "bfloat16", "cpu")
+        tensors = build(model, plan, 1.0, "bfloat16", "cpu", sharded=True).tensors()
+        held = {name: sum(local(t).nbytes for t in of_name) for name, of_name in tensors.items()}
+        block = sum(p.numel() for p in model.h[0].parameters())
+        root = count_params(cfg)["total"] - cfg.n_layer * block
+    finally:
+        dist.destroy_process_group()
+    assert count_params(cfg)["total"] == pytest.approx(1.4e9, rel=0.02)
+    estimated = estimate_memory(cfg, 4, n_gpus=2, optimizer=kind, ema=True)
+    assert held["weights"] == estimated.weights_shard == estimated.gradients_shard
+    assert held["m"] + held["v"] + held["ema"] == estimated.optimizer_shard
+    # beside them what is gathered in bfloat16, the root and two blocks, and what one GPU computes
+    gathered = estimated.peak_shard - estimated.weights_shard - estimated.gradients_shard - estimated.optimizer_shard
+    assert gathered == pytest.approx(2 * (root + 2 * block) + estimated.activations + estimated.logits, rel=0.1)

@@ -43,7 +43,7 @@ FLAGS = {
     "plain": {},
     "a rate of many digits": {"lr": 0.1 + 0.2, "weight_decay": 1 / 3},
     "gpt2": {"preset": "gpt2", "block_size": 64, "optimizer": "muon", "schedule": "wsd", "cooldown": "1-sqrt"},
-    "llama": {"preset": "llama3", "block_size": 64, "n_ffn": 40, "total_batch_size": 1024, "zero1": True},
+    "llama": {"preset": "llama3", "block_size": 64, "n_ffn": 40, "total_batch_size": 1024, "shard": True},
     "a folder with a space": {"data_dir": "my data/it's", "seed": 2**62, "norm_gain": True, "dtype": "bfloat16"},
 }
 
@@ -62,7 +62,7 @@ def test_a_line_makes_the_cell_s_own_configuration(tmp_path, flags, processes):
         mc = parser.read(ModelConfig, args, vocab_size=512)
         tc = parser.read(TrainConfig, args)
         assert mc == cell.mc
-        for name in ("flop_budget", "lr", "weight_decay", "seed", "optimizer", "cooldown", "total_batch_size", "zero1"):
+        for name in ("flop_budget", "lr", "weight_decay", "seed", "optimizer", "cooldown", "total_batch_size", "shard"):
             assert getattr(tc, name) == getattr(cell.tc, name)
         plan = resolve(mc, tc, processes)
         assert plan == cell.plan

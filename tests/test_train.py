@@ -321,10 +321,11 @@ def test_a_signal_to_torchrun_saves_too(toy_data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_is_a_status(toy_data, tmp_path):
+@pytest.mark.parametrize("more", [[], ["--shard"]])
+def test_a_rank_that_dies_is_a_status(toy_data, tmp_path, more):
     run = start(tmp_path, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d",
                 "--rdzv_endpoint=localhost:0", "train.py", *SMALL_FLAGS, "--max_iters", 20000, "--log_every", 20,
-                "--batch_size", 4, "--data_dir", toy_data, "--out_dir", tmp_path / "run")  # fmt: skip
+                "--batch_size", 4, "--data_dir", toy_data, "--out_dir", tmp_path / "run", *more)  # fmt: skip
     wait_for(tmp_path / "out.txt", "step 00040/")
     ranks = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
     assert len(ranks) == 2

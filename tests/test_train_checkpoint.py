@@ -14,10 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import SMALL_FLAGS, SMALL_MODEL, curve_of, interrupted_run, record_of, same_weights, small_run, torchrun
+from safetensors.torch import load_file
 
 from isoflop import tensors
 from isoflop.config import ModelConfig
+from isoflop.files import sha256
 from isoflop.train import checkpoint
 from train import train
 
@@ -105,6 +108,21 @@ def test_resumes_on_another_number_of_processes(toy_data, tmp_path, script):
     last = script(*flags, "--out_dir", tmp_path / "two", "--overwrite", "--resume", saved)
     assert last.returncode == 0 and "resuming after step 15" in last.stdout, last.stderr
     assert np.abs(np.subtract(curves[0][15:], curve_of(tmp_path / "two")[-5:])).max() < 1e-5
+
+
+def test_a_checkpoint_of_zero1_resumes(toy_data, tmp_path):
+    """The --zero1 of before left the flat moments in one part a rank."""
+    whole = train(MC, config(toy_data, tmp_path / "whole", ckpt_every=30), quiet=True)
+    saved = tmp_path / "whole" / "checkpoints" / "step_00000030"
+    flat = load_file(saved / "optimizer-00000.safetensors")
+    for rank, cut in enumerate((slice(0, 3001), slice(3001, None))):
+        part = {kind: flat[kind][cut].clone() for kind in ("m", "v")}
+        tensors.write_tensors(saved / f"optimizer-{rank:05d}.safetensors", {"first": torch.tensor(3001 * rank)} | part)
+    state = json.loads((saved / "state.json").read_text())
+    state["files"] = {name: sha256(saved / name) for name in os.listdir(saved) if name != "state.json"}
+    (saved / "state.json").write_text(json.dumps(state))
+    rest = train(MC, config(toy_data, tmp_path / "rest", resume=str(saved)), quiet=True)
+    assert rest.val_loss == whole.val_loss and same_weights(tmp_path / "whole", tmp_path / "rest")
 
 
 # ----- what is refused -----

@@ -45,7 +45,7 @@ def test_an_option_that_is_not_used_is_not_in_the_run_id(monkeypatch):
     assert name(1, 32, **typed) == "f48f1146efb6"
     # by another rule or typed, what is used is what counts
     assert name(1, 32, **typed, hparams="steplaw") == name(1, 32, **typed)
-    assert name(1, 32, **typed, zero1=True) == name(1, 32, **typed)
+    assert name(1, 32, **typed, shard=True) == name(1, 32, **typed)
     assert name(1, 32, **typed, cooldown="1-sqrt") == name(1, 32, **typed)  # cosine has no cooldown
     others = [dict(optimizer="muon"), dict(optimizer="muon", muon_adjust="original"), dict(ema=0.9), dict(z_loss=1e-4),
               dict(schedule="linear"), dict(schedule="wsd"), dict(schedule="wsd", cooldown="1-sqrt")]  # fmt: skip

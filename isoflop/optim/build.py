@@ -7,14 +7,19 @@ from isoflop.optim.adamw import FlatAdamW
 from isoflop.optim.muon import FlatMuon
 
 
-def build(model, plan, grad_clip: float, dtype: str, device: str, world_size: int = 1, zero1: bool = False):
-    """The optimizer that `plan` names; dtype is the name of the compute type.
+def build(model, plan, grad_clip: float, dtype: str, device: str, sharded: bool = False):
+    """The optimizer that `plan` names: over flat buffers on a CPU, where they are faster, else torch's own.
 
-    Replicas (parallel.py) have the mean gradient of all processes when they step, so that each is alone here.
+    dtype : name of the compute type. sharded : whether the model is parallel.shard()'s.
     """
+    common = (model, plan.weight_decay, plan.beta2, grad_clip)
+    inner = getattr(torch, dtype)  # of Muon's iteration
+    muon = plan.muon_adjust if plan.optimizer == "muon" else None
+    if sharded or device != "cpu":
+        from isoflop.optim.torch_optim import TorchOptimizer
+
+        return TorchOptimizer(*common, muon=muon, inner=inner, ema=plan.ema)
     weights = weights_dtype(dtype, device)
-    common = (model, plan.weight_decay, plan.beta2, grad_clip, weights, world_size if zero1 else 1)
-    options = dict(zero1=zero1, micro_batches=-(-plan.batch_size // plan.micro_batch_size), ema=plan.ema)
-    if plan.optimizer == "muon":
-        return FlatMuon(*common, adjust=plan.muon_adjust, inner=getattr(torch, dtype), **options)
-    return FlatAdamW(*common, **options)
+    if muon:
+        return FlatMuon(*common, weights, adjust=muon, inner=inner, ema=plan.ema)
+    return FlatAdamW(*common, weights, ema=plan.ema)

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 from collections.abc import Iterator
 
+import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,6 +27,35 @@ def replicate(model, device: str) -> DistributedDataParallel:
     devices = [device] if device.startswith("cuda") else None
     buffers = {SYNC_BUFFERS: False}
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **buffers)
+
+
+def shard(model, dtype: str, device: str):
+    """Let each process hold an equal part of every weight, in place (FSDP2's fully_shard); so it is with gradients.
+
+    Blocks are gathered one after the other, in the compute type `dtype`, for their own part of each pass; embedding,
+    head and the rest for the whole pass. Gradients are reduced in float32, once a micro-batch. A model on the CPU goes
+    to `device` block by block: the whole is never there.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(device.split(":")[0], (dist.get_world_size(),))
+    policy = MixedPrecisionPolicy()
+    if dtype == "bfloat16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for block in model.h:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def gather_weights(model) -> dict[str, torch.Tensor]:
+    """The whole weights of a sharded model by name, on the CPU of rank 0, elsewhere none; every rank must call it."""
+    out = {}
+    for name, weight in model.state_dict().items():
+        whole = weight.full_tensor()
+        if dist.get_rank() == 0:
+            out[name] = whole.cpu()
+    return out
 
 
 @contextlib.contextmanager

@@ -31,3 +31,12 @@ def param_groups(model, weight_decay: float) -> list[dict]:
     grouped = sorted(id(p) for group in groups for p in group["params"])
     assert grouped == sorted(id(p) for p in named.values()), "a parameter is in no optimizer group, or in two"
     return [group for group in groups if group["params"]]
+
+
+def ordered_groups(model, weight_decay: float, muon: bool) -> list[dict]:
+    """param_groups() in the order of checkpoints. `muon` in a group says that its matrices are Muon's: they come last,
+    so that AdamW's second moment, which they lack, is a prefix."""
+    groups = param_groups(model, weight_decay)
+    for group in groups:
+        group["muon"] = muon and group.get("hidden", False)
+    return sorted(groups, key=lambda group: group["muon"])

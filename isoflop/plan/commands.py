@@ -56,9 +56,9 @@ def architecture_flags(cfg: ModelConfig, preset: str | None = None, depth: int |
     return out
 
 
-def train_flags(args, zero1: bool) -> list[str]:
+def train_flags(args, shard: bool) -> list[str]:
     """The typed flags of the training run that make_commands() has no words for."""
-    replaced = "flop_budget max_iters tokens_per_param data_dir total_batch_size micro_batch_size zero1".split()
+    replaced = "flop_budget max_iters tokens_per_param data_dir total_batch_size micro_batch_size shard".split()
     words = []
     for f in fields(TrainConfig):
         if not hasattr(args, f.name) or f.name in replaced:
@@ -68,7 +68,7 @@ def train_flags(args, zero1: bool) -> list[str]:
             words.append(f"--{f.name}" if value else f"--no-{f.name}")
         else:
             words += [f"--{f.name}", f"{value:.12g}" if isinstance(value, float) else str(value)]
-    return words + ["--zero1"] * zero1
+    return words + ["--shard"] * shard
 
 
 def make_commands(

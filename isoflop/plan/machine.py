@@ -88,28 +88,28 @@ class Machine:
         needed = estimate_memory(cfg, micro_batch_size, n_gpus=self.n_gpus, **settings)
         if self.memory is None:
             return needed
-        fits_zero1 = self.n_gpus > 1 and needed.peak_zero1 <= self.memory
-        return dataclasses.replace(needed, fits=needed.peak <= self.memory, fits_zero1=fits_zero1)
+        fits_shard = self.n_gpus > 1 and needed.peak_shard <= self.memory
+        return dataclasses.replace(needed, fits=needed.peak <= self.memory, fits_shard=fits_shard)
 
-    def find_micro_batch(self, cfg: ModelConfig, batch_size: int, zero1: bool = False, **settings) -> tuple[int, bool]:
-        """(sequences of a forward pass, whether it takes ZeRO-1) that one device holds.
+    def find_micro_batch(self, cfg: ModelConfig, batch_size: int, shard: bool = False, **settings) -> tuple[int, bool]:
+        """(sequences of a forward pass, whether it takes --shard) that one device holds.
 
-        batch_size, or the largest power of two below it; with ZeRO-1 where that is requested, or where without it not
+        batch_size, or the largest power of two below it; with --shard where that is requested, or where without it not
         even one sequence fits; one sequence where none does.
         """
         if self.memory is None:
-            return batch_size, zero1
+            return batch_size, shard
         sizes = [batch_size]
         while sizes[-1] > 1:
             sizes.append(2 ** ((sizes[-1] - 1).bit_length() - 1))
         needed = [self.memory_of(cfg, size, **settings) for size in sizes]
         for size, memory in zip(sizes, needed, strict=True):
-            if memory.fits and not zero1:
+            if memory.fits and not shard:
                 return size, False
         for size, memory in zip(sizes, needed, strict=True):
-            if memory.peak_zero1 <= self.memory and (zero1 or self.n_gpus > 1):
+            if memory.peak_shard <= self.memory and (shard or self.n_gpus > 1):
                 return size, True
-        return 1, zero1
+        return 1, shard
 
 
 def make_machine(

@@ -15,13 +15,14 @@ class Memory:
 
     weights : what forward and backward see, with autocast's copies of the matrices.
     gradients : the flat float32 buffer; autograd's own live only from backward to gather.
-    optimizer, optimizer_zero1 : moments, the mean of the weights, and the float32 master where weights are a copy;
-        whole, and sharded by ZeRO-1 (which has a master of its own shard always).
+    optimizer : moments, the mean of the weights, and the float32 master where weights are a copy.
+    weights_shard, gradients_shard, optimizer_shard : with --shard a process's part, in float32. The weights that it
+        gathers for a pass, and their gradients, are in peak_shard.
     activations : kept for the backward pass.
     logits : the head's buffers at their largest.
     evaluation : what a forward pass over the validation text holds at most.
-    peak, peak_zero1 : the largest sum at any moment of a run. Components do not all overlap.
-    fits, fits_zero1 : whether the peak is within the device's memory; None where that is unknown.
+    peak, peak_shard : the largest sum at any moment of a run. Components do not all overlap.
+    fits, fits_shard : whether the peak is within the device's memory; None where that is unknown.
     """
 
     micro_batch_size: int  # sequences of a forward pass
@@ -30,14 +31,16 @@ class Memory:
     weights: float
     gradients: float
     optimizer: float
-    optimizer_zero1: float
+    weights_shard: float
+    gradients_shard: float
+    optimizer_shard: float
     activations: float
     logits: float
     evaluation: float
     peak: float
-    peak_zero1: float
+    peak_shard: float
     fits: bool | None = None
-    fits_zero1: bool | None = None
+    fits_shard: bool | None = None
 
 
 def head_rows(vocab_size: int, path: str) -> int:
@@ -101,7 +104,7 @@ def estimate_memory(
     micro_batch_size : sequences of block_size tokens in a forward pass.
     dtype : "bfloat16" or "float32", what products are computed in.
     path : "cpu" (weights in `dtype` beside their float32 master) or "cuda" (float32 weights, autocast).
-    n_gpus : processes, over which ZeRO-1 shards the optimizer's state.
+    n_gpus : processes, over which --shard shares out weights, gradients and the optimizer's state.
     optimizer : "adamw", or "muon", which has one moment for the hidden matrices.
     ema : whether a running mean of the weights is kept.
     val_tokens : length of the validation range.
@@ -137,12 +140,27 @@ def estimate_memory(
     moment = max(building, step, seen * P, evaluation)  # seen * P: after backward, autograd's own gradients
 
     whole = FP32 * moments + master
-    sharded = FP32 * (moments + P) / n_gpus
-    held = seen * P + FP32 * P
+    shards = FP32 * P / n_gpus, FP32 * P / n_gpus, FP32 * moments / n_gpus  # weights, gradients, moments
+    peak_shard = sum(shards) + _gathered(table, L, s, activations, logits, last_mlp, evaluation)
+    if path == "cpu":
+        peak_shard = max(peak_shard, building + shards[0])  # elsewhere it is built beside the device
     return Memory(
-        micro_batch_size, dtype, path, seen * P + casts, FP32 * P, whole, sharded, activations, logits, evaluation,
-        peak=held + whole + moment, peak_zero1=held + sharded + moment,
+        micro_batch_size, dtype, path, seen * P + casts, FP32 * P, whole, *shards, activations, logits, evaluation,
+        peak=seen * P + FP32 * P + whole + moment, peak_shard=peak_shard,
     )  # fmt: skip
+
+
+def _gathered(table, L: int, s: int, activations: float, logits: float, last_mlp: float, evaluation: float) -> float:
+    """Bytes that --shard holds beside the shards, at most: what optim.parallel.shard() gathers, and what computes.
+
+    Everything outside of the blocks is there for the whole pass, of the blocks the one that computes and the next, all
+    in the compute type (s bytes). A gradient is reduced from a float32 copy.
+    """
+    root = sum(table[name] for name in ("embedding", "positions", "head"))
+    block = (table["attention"] + table["mlp"]) / L  # norms and biases are nothing beside them
+    weights = s * (root + 2 * block)
+    backward = activations + max(logits, last_mlp + (s + FP32) * block)
+    return max(weights + backward, weights + evaluation, (2 * s + FP32) * root)  # the last: embedding's gradient
 
 
 def _head(cfg: ModelConfig, tokens: int, s: int, path: str) -> float:

@@ -200,8 +200,8 @@ def _memory(runs, machine) -> Section:
     for name in ("weights", "gradients", "optimizer", "activations", "logits", "evaluation", "peak"):
         label = "logits and head" if name == "logits" else name
         rows.append((label, bytes_of(name)))
-        if name in ("optimizer", "peak") and machine.n_gpus > 1:
-            rows.append((f"  ZeRO-1 over {machine.n_gpus}", bytes_of(f"{name}_zero1")))
+        if name in ("weights", "gradients", "optimizer", "peak") and machine.n_gpus > 1:
+            rows.append((f"  --shard over {machine.n_gpus}", bytes_of(f"{name}_shard")))
     notes = ["the peak is of one moment: components do not all overlap"]
     if first.path == "cuda":
         notes.append("counted from what autograd saves under autocast; not yet measured on a GPU")
@@ -215,7 +215,7 @@ def _fits(memory) -> str:
         return "-"
     if memory.fits:
         return "yes"
-    return "--zero1" if memory.fits_zero1 else "no"
+    return "--shard" if memory.fits_shard else "no"
 
 
 def _time(runs, machine) -> Section:
@@ -306,7 +306,7 @@ def of_search(found, machine) -> list[Section]:
         f"counts it; its own optimum at 6ND: N {si(found.optimum['n'])}, D {si(found.optimum['tokens'])}",
         "gap: nats above the least loss of all. The law knows N and D, not shapes: rows within 0.001 nats are equally "
         "good",
-        f"memory: one sequence per forward pass, {memory.path}, {memory.dtype}, without ZeRO-1",
+        f"memory: one sequence per forward pass, {memory.path}, {memory.dtype}, without --shard",
         *_machine_notes(machine),
         *([] if machine.speed else ["fits, time and cost need a device: --gpu NAME, as h100"]),
         *_outside(found.warnings),

@@ -3,7 +3,8 @@
 A checkpoint is a folder step_NNNNNNNN in a run's out_dir/checkpoints:
 
     model.safetensors, config.json      the float32 weights, as model.load_model() reads them
-    optimizer-RRRRR.safetensors         flat moments; of all ranks, or rank R's share, with the first index of its share
+    optimizer-00000.safetensors         flat moments (before --shard: rank R's part of them, with its first index)
+    shard-RRRRR-model-*.safetensors     with --shard, in place of both: rank R - 1's part of weights and moments
     rng-RRRRR.safetensors               states of rank R's random generators
     state.json                          step, plan, curve so far, and the SHA-256 of every other file
 
@@ -27,7 +28,7 @@ from isoflop.distributed import DistributedEnv
 from isoflop.files import fsync, read_json, sha256, write_json, write_text
 from isoflop.optim.schedule import lr_at
 from isoflop.options import UserError
-from isoflop.tensors import write_tensors
+from isoflop.tensors import is_sharded, read_parts, write_parts, write_tensors
 from isoflop.train.plan import RunPlan
 from isoflop.train.record import RunRecord
 
@@ -64,6 +65,14 @@ class Checkpoint:
                     filled += b - a
         assert filled == last - first, f"{self.folder} holds {filled} of {last - first} elements of {name}"
         return out
+
+    def restore(self, optimizer):
+        """Give an optimizer the state, by whichever kind of optimizer it was saved; every rank must call it."""
+        if is_sharded(self.folder):
+            read_parts(self.folder, optimizer.named(), alone=not optimizer.sharded)
+            optimizer.set_count(self.step)
+        else:
+            optimizer.load(self.step, self.flat)
 
     def restore_random(self, rank: int, device: str):
         """Set this rank's random generators, where the run was saved by as many ranks.
@@ -187,18 +196,15 @@ def save_checkpoint(folder: Path, model, optimizer, state: dict, env: Distribute
 
     Parameters
     ----------
-    optimizer : its shares() is None on a rank that has nothing to save, else a dict of 1-D tensors with `first`, the
-        index in the whole buffer of their first element; show_master() lets the model's parameters be float32.
+    optimizer : of optim.build; a sharded one saves the weights, too.
     state : step, plan and what else train() needs; goes into state.json.
     """
     part = folder.with_name(f".{folder.name}.part")
     if env.rank == 0:
         shutil.rmtree(part, ignore_errors=True)
     env.barrier()
-    # Every rank writes its share, then all learn whether one failed: a rank that raised would leave the others waiting.
-    optimizer.show_master()
-    problem = _write_share(part, model, optimizer, env, save_model)
-    optimizer.show_weights()
+    # Every rank writes its part, then all learn whether one failed: a rank that raised would leave the others waiting.
+    problem = _write_part(part, model, optimizer, env, save_model)
     failed = env.sum(float(problem is not None))[0]
     if env.rank == 0:
         if not failed:
@@ -206,25 +212,34 @@ def save_checkpoint(folder: Path, model, optimizer, state: dict, env: Distribute
         if failed or problem:
             shutil.rmtree(part, ignore_errors=True)
     failed = env.sum(float(problem is not None))[0]
-    return (problem or "another rank could not write its share") if failed else None
+    return (problem or "another rank could not write its part") if failed else None
 
 
-def _write_share(part: Path, model, optimizer, env: DistributedEnv, save_model) -> str | None:
+def _write_part(part: Path, model, optimizer, env: DistributedEnv, save_model) -> str | None:
     """What this rank has to save, into the unfinished folder. Returns why it could not be written, or None."""
-    shares = optimizer.shares()
     generators = {"cpu": torch.get_rng_state()}
     if env.device.startswith("cuda"):
         generators["cuda"] = torch.cuda.get_rng_state()
+    problem = None
     try:
         part.mkdir(parents=True, exist_ok=True)
-        if env.rank == 0 or optimizer.sharded:
-            write_tensors(part / f"optimizer-{env.rank:05d}.safetensors", shares)
         write_tensors(part / f"rng-{env.rank:05d}.safetensors", generators)
-        if env.rank == 0:
+        if env.rank == 0 and optimizer.sharded:
+            write_json(part / "config.json", asdict(model.config))
+        elif env.rank == 0:
+            write_tensors(part / "optimizer-00000.safetensors", optimizer.flat())
+            optimizer.show_master()
             save_model(model, part)
     except OSError as error:
-        return error.strerror
-    return None
+        problem = error.strerror
+    if not optimizer.sharded:
+        optimizer.show_weights()
+        return problem
+    try:
+        write_parts(part, optimizer.named())  # together: a rank that has failed comes along
+    except OSError as error:
+        problem = error.strerror
+    return problem
 
 
 def _publish(part: Path, folder: Path, state: dict) -> str | None:

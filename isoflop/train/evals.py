@@ -45,7 +45,8 @@ def at_end(run, progress, model, track, score):
     """
     if not run.tc.tasks:
         return
-    training = model.training
+    model = run.whole(model)  # of a sharded one on rank 0 alone
+    training = model is not None and model.training
 
     def on_rank0():
         try:
@@ -60,7 +61,8 @@ def at_end(run, progress, model, track, score):
         track({f"score_{row['task']}": row["score"] for row in rows}, progress.step)
 
     run.env.on_rank0(on_rank0)
-    model.train(training)
+    if model is not None:
+        model.train(training)
 
 
 def note(run, progress, track, values: dict):

@@ -68,7 +68,7 @@ class TrainConfig(RunConfig):
     grad_clip: float = option(1.0, "clip the gradient's norm to this", above=0, max=MOST_RATE)
     z_loss: float = option(0.0, "weight of log(Z)^2 in the loss", min=0, max=MOST_RATE)
     ema: float = option(0.0, "decay of a mean of the weights; 0: off", min=0, below=1)
-    zero1: bool = option(False, "shard the optimizer's state (ZeRO-1)")
+    shard: bool = option(False, "shard weights, gradients and moments (FSDP2)", aliases=("zero1",))
 
     ckpt_every: int | None = option(
         None, "steps between checkpoints; the last two are kept", group="checkpoint", min=1, max=MOST_STEPS

@@ -51,15 +51,19 @@ def evaluate(
     have bytes, over those bytes; None where they are unknown).
     """
     T, V = model.config.block_size, model.config.vocab_size
-    mine = range(env.rank, rows, env.size)
+    mine = list(range(env.rank, rows, env.size))
     per_chunk = max(1, min(chunk_tokens, CHUNK_LOGITS // V) // T)
     n = total = squares = text_loss = text_bytes = 0.0
-    for i in range(0, len(mine), per_chunk):
-        at = torch.tensor(mine[i : i + per_chunk])[:, None] * T + torch.arange(T + 1)
+    most = -(-rows // env.size)  # of any rank: all call a model that is sharded as often as each other
+    for i in range(0, most, per_chunk):
+        chunk = mine[i : i + per_chunk]
+        at = torch.tensor(chunk or [0])[:, None] * T + torch.arange(T + 1)
         seq = torch.from_numpy(tokens.val[at.numpy()].astype("int64"))  # (rows, T + 1)
         x, y = seq[:, :-1].to(env.device), seq[:, 1:].to(env.device)
         with autocast:
             loss = model(x, y, reduction="none")[1].cpu().double()  # (rows, T); float64, which MPS lacks
+        if not chunk:
+            continue
         row_means = loss.mean(dim=1)
         n += len(row_means)
         total += row_means.sum().item()
