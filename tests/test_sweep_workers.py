@@ -168,5 +168,5 @@ def test_sweeps_under_torchrun_survive_kills(toy_data, flags):
     """A rank or torchrun itself is killed while a cell runs; the same command ends with the rows of undisturbed."""
     done = run_script("bench/bench_sweep_kills.py", "--kills", 1, "--data_dir", toy_data, *flags, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("'kills': 1") == done.stdout.count("'resumed': 1") == 6
-    assert done.stdout.count("'fatal errors': 0") == 6
+    table = [line.split() for line in done.stdout.splitlines()]
+    assert ["all", "6", "6", "6", "6"] in table, done.stdout  # kills, sweeps, ended, with equal rows
