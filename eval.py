@@ -109,10 +109,11 @@ def text_loss(found: run_dir.TrainedModel, config: EvalConfig) -> list[dict]:
             tokens, byte_lengths = SimpleNamespace(val=ids), reader.token_bytes(found.tokenizer_dir)
             note = ", in the model's tokens"
     elif vocab_size > model.config.vocab_size:
-        raise UserError(
-            f"{config.data_dir} has {vocab_size:,} tokens, the model {model.config.vocab_size:,}; "
-            "unknown tokenizer: pass --tokenizer_dir, the data folder that the model was trained on"
-        )
+        way_out = "unknown tokenizer: pass --tokenizer_dir, the data folder that the model was trained on"
+        if not data_tokenizer.is_file():
+            way_out = "without a tokenizer.json its text is unknown: prepare the text with data.py and name that folder"
+        sizes = f"{config.data_dir} has {vocab_size:,} tokens, the model {model.config.vocab_size:,}"
+        raise UserError(f"{sizes}; {way_out}")
     rows = validation_rows(tokens, model.config.block_size, config.val_tokens)
     device, dtype = run_dir.place(config.device, config.dtype)
     if byte_lengths is not None:

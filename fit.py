@@ -134,7 +134,8 @@ def suggest_mistakes(options) -> list[str]:
     asked = {name: getattr(options, name) for name in ("target_flops", "target_runs", "pool", "spend")}
     given = [f"--{name} {value}" for name, value in asked.items() if value is not None]
     if options.suggest is None:
-        return [f"{given[0]} is for --suggest; add --suggest 8"] if given else []
+        target = "" if options.target_flops or options.target_runs else " --target_flops 1e21"
+        return [f"{given[0]} is for --suggest; add --suggest 8{target}"] if given else []
     if options.by is not None:
         return [f"--suggest proposes runs for one law and --by {options.by} makes several; keep one series by --where"]
     if options.target_flops is None and options.target_runs is None:

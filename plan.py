@@ -34,7 +34,7 @@ from isoflop.plan import commands, estimate, search, tables
 from isoflop.plan.config import ConfigEntry, PlanConfig, read_configs, read_model, with_entry
 from isoflop.plan.law import RangedLaw, load_law
 from isoflop.plan.machine import Machine, make_machine
-from isoflop.train.plan import RunPlan, TrainConfig, resolve
+from isoflop.train.plan import RunPlan, TooShort, TrainConfig, resolve
 
 ENDS = ("flop_budget", "max_iters", "tokens_per_param")  # with --tokens, what says when a run ends
 NOT_PLANNED = (  # of TrainConfig
@@ -131,7 +131,10 @@ def plan_runs(parser, args, config: PlanConfig, basis: Basis):
                 "--unique_tokens"
             )
         end = {"tokens_per_param": tokens / count_params(cfg)["matmul"]} if tokens else {}
-        planned = plan_run(parser, typed, cfg, end, basis, unique)
+        try:
+            planned = plan_run(parser, typed, cfg, end, basis, unique)
+        except TooShort as error:
+            raise (error.of_tokens() if tokens else error) from None
         name = getattr(typed, "name", None) or typed.preset
         name = name or (f"depth {typed.depth}" if typed.depth else "this model")
         run = estimate.estimate_run(

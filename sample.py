@@ -59,7 +59,7 @@ class SampleConfig:
         if not self.ckpt:
             more.append("--ckpt is missing: name a folder that train.py wrote, as out/RUN_ID")
         if sum((self.prompt is not None, self.prompts is not None, self.interactive, self.bench)) > 1:
-            more.append("--prompt, --prompts, --interactive and --bench exclude each other")
+            more.append("--prompt, --prompts, --interactive and --bench exclude each other: give one")
         check(self, more)
 
 

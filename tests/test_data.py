@@ -78,7 +78,7 @@ def test_stdlib_corpus(tmp_path):
 
 
 def test_prepared_bytes_are_deterministic(tmp_path):
-    flags = ["--source", "stdlib", "--num_docs", 60, "--out_dir"]
+    flags = ["--source", "stdlib", "--num_docs", 60, "--val_fraction", 0.3, "--out_dir"]
     one, two = tmp_path / "one", tmp_path / "two"
     assert data_main(*flags, one) == 0  # and another process, in which sets of strings have another order
     assert run(*flags, two, cwd=tmp_path, env=os.environ | {"PYTHONHASHSEED": "7"}).returncode == 0
@@ -184,7 +184,7 @@ def test_control_c_leaves_nothing(tmp_path):
 
 
 def test_kill_leaves_nothing_that_opens(tmp_path):
-    flags = ["--source", "stdlib", "--tokenizer", "byte", "--out_dir", "d"]
+    flags = ["--source", "stdlib", "--tokenizer", "byte", "--val_fraction", 0.3, "--out_dir", "d"]
     kill_data(60, *flags, cwd=tmp_path)
     (left,) = tmp_path.iterdir()
     assert left.name == ".d.partial" and "train_000000.bin" in os.listdir(left / "new")

@@ -74,7 +74,7 @@ def test_tiktoken_out_of_reach(tmp_path, monkeypatch, capsys):
 
 
 def test_encoding_to_arrays_is_encode_ordinary(tmp_path):
-    folder = data_folder(tmp_path, source="stdlib", num_docs=60, tokenizer="bpe:400")
+    folder = data_folder(tmp_path, source="stdlib", num_docs=60, val_fraction=0.3, tokenizer="bpe:400")
     tokenizer = load_tokenizer(folder)
     for text in [*make_texts(100), "\r\n \t\v", "<|endoftext|>" * 3, ""]:
         assert tokenizer.encode([text])[0].tolist() == tokenizer.encoding.encode_ordinary(text)

@@ -58,7 +58,8 @@ def test_a_failure_during_overwrite_puts_the_old_folder_back(tmp_path, monkeypat
 
 
 def test_two_processes_do_not_make_one_folder(tmp_path, capsys):
-    flags = ["--source", "stdlib", "--num_docs", 60, "--tokenizer", "byte", "--out_dir", tmp_path / "d"]
+    flags = "--source stdlib --num_docs 60 --val_fraction 0.3 --tokenizer byte --out_dir".split()
+    flags.append(str(tmp_path / "d"))
     with writer.staging(tmp_path / "d"):
         assert data_main(*flags) == 2
     assert f"--out_dir {tmp_path / 'd'} is in use by another data.py" in capsys.readouterr().err

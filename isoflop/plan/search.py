@@ -105,7 +105,7 @@ def search_architectures(
     if not rows:
         raise UserError(
             f"--flop_budget {flops:g} is best spent on some {optimum.n:.3g} parameters, and family {family} with its "
-            "vocabulary has nothing near that size; raise it, or lower --vocab_size"
+            "vocabulary has nothing near that size; raise it"
         )
     near = [row for row in rows if abs(math.log(row.ratio / ratio)) <= NEAR_RATIO]
     constrained = near or [min(rows, key=lambda row: abs(math.log(row.ratio / ratio)))]

@@ -28,6 +28,7 @@ from isoflop.train.record import RunRecord
 
 SCRIPT = ROOT / "docs" / "slurm_array.sh"
 OURS = re.compile(r"(--array|--chdir|--output|--wrap|--wait|--parsable|--test-only|-a|-D|-o|-W)(=.*)?$")
+NO_CLUSTER = re.compile("configuration source|fetch config|[Uu]nable to contact|[Cc]onnection refused")
 ENDED = set("BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split())
 MOST_TASKS = 1000  # of an array, where the cluster does not say (MaxArraySize)
 POLL_S = (1.0, 15.0)  # how often squeue is asked: at first, and in the long run
@@ -60,7 +61,11 @@ def check_options(text: str, device: str, flags: dict):
         )
     tried = call("sbatch", "--test-only", "--array=1", *options, SCRIPT)
     if tried.returncode:
-        raise UserError(f"--slurm {text}: {complaint(tried)}; correct the options, `sbatch --help` lists them")
+        said = complaint(tried)
+        way_out = "correct the options, `sbatch --help` lists them"
+        if NO_CLUSTER.search(said):
+            way_out = "sbatch reaches no cluster from here; start it where it does, or use --print_commands"
+        raise UserError(f"--slurm {text}: {said}; {way_out}")
 
 
 def complaint(done: subprocess.CompletedProcess) -> str:

@@ -100,9 +100,11 @@ class TrainConfig(RunConfig):
         if sum(x is not None for x in ends) != 1:
             more.append("give exactly one of --flop_budget, --max_iters, --tokens_per_param, as --flop_budget 1e12")
         if self.batch_size is not None and self.total_batch_size is not None:
-            more.append("--batch_size (per process) and --total_batch_size (over all) exclude each other")
+            more.append(
+                "--batch_size (per process) and --total_batch_size (over all) exclude each other: leave one out"
+            )
         if self.warmup_steps is not None and self.warmup_frac is not None:
-            more.append("--warmup_steps and --warmup_frac exclude each other")
+            more.append("--warmup_steps and --warmup_frac exclude each other: leave one out")
         for name in ("tasks_every", "tasks_limit"):
             if getattr(self, name) is not None and not self.tasks:
                 more.append(f"--{name} {getattr(self, name):g} needs the benchmarks: add --tasks hellaswag,piqa")
@@ -313,13 +315,38 @@ def _batch_size(mc: ModelConfig, tc: TrainConfig, world_size: int, target: float
     return max(1, per_process), []
 
 
+class TooShort(UserError):
+    """A run of less than half a step.
+
+    flag, value : what asks for it; tokens : how many it buys; step : tokens of a step; smaller : flags of the step.
+    """
+
+    def __init__(self, flag: str, value: float, tokens: float, step: int, smaller: str):
+        self.tokens, self.step, self.smaller = tokens, step, smaller
+        super().__init__(
+            f"--{flag} {value:g} buys {tokens:,.0f} tokens, less than half a step of {step:,}; raise it (one step: "
+            f"{_rounded_up(value * step / tokens)}), or lower {smaller}"
+        )
+
+    def of_tokens(self) -> "TooShort":
+        """The same where --tokens asks for it."""
+        return TooShort("tokens", self.tokens, self.tokens, self.step, self.smaller)
+
+
+def _smaller(tc: TrainConfig, batch_size: int) -> str:
+    """The flags that make a step smaller."""
+    if batch_size == 1:
+        return "--block_size"
+    return "--total_batch_size or --block_size" if tc.total_batch_size else "--batch_size or --block_size"
+
+
 def _steps(
     mc: ModelConfig, tc: TrainConfig, target: float | None, batch_size: int, tokens_per_step: int, train_tokens
 ) -> int:
     """Whole steps of the run; UserError where there is less than half a step, or where flags in steps don't fit."""
     if train_tokens is not None and tokens_per_step > train_tokens - 1:
         processes = tokens_per_step // (batch_size * mc.block_size)
-        smaller = "--block_size" if batch_size == 1 else "--batch_size or --block_size"
+        smaller = _smaller(tc, batch_size)
         raise UserError(
             f"--batch_size {batch_size} x --block_size {mc.block_size} x {processes} processes takes "
             f"{tokens_per_step:,} tokens a step, more than the {train_tokens:,} of the training text; lower {smaller}, "
@@ -328,12 +355,7 @@ def _steps(
     steps = tc.max_iters or round(target / tokens_per_step)
     if steps < 1:
         flag = "flop_budget" if tc.flop_budget else "tokens_per_param"
-        smaller = "--block_size" if batch_size == 1 else "--batch_size or --block_size"
-        one_step = _rounded_up(getattr(tc, flag) * tokens_per_step / target)
-        raise UserError(
-            f"--{flag} {getattr(tc, flag):g} buys {target:,.0f} tokens, less than half a step of {tokens_per_step:,}; "
-            f"raise it (one step: {one_step}), or lower {smaller}"
-        )
+        raise TooShort(flag, getattr(tc, flag), target, tokens_per_step, _smaller(tc, batch_size))
     if tc.warmup_steps is not None and tc.warmup_steps > steps:
         raise UserError(f"--warmup_steps {tc.warmup_steps} are more than the run's {steps}; lower them")
     if tc.schedule_steps is not None and tc.schedule_steps < steps:
