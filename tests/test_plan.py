@@ -28,7 +28,7 @@ def show(capsys):
 @pytest.mark.parametrize("form", [[], ["--markdown"]], ids=["text", "markdown"])
 def test_tables_fit_a_terminal(show, form):
     out = show(*FOUR_RUNS, "--gpu", "a6000", "--n_gpus", 2, *form)
-    for word in ("1.405B", "heavily under-trained", "84,805", "ZeRO-1", "a6000", "Verda"):
+    for word in ("1.405B", "heavily under-trained", "84,805", "--shard", "a6000", "Verda"):
         assert word in out
     if not form:
         assert max(len(line) for line in out.splitlines() if "python" not in line and "torchrun" not in line) <= 100
