@@ -71,8 +71,8 @@ class Form:
         text = line.decode("utf-8", errors="replace").rstrip("\r\n")
         try:
             cells = next(csv.reader([text], delimiter=self.separator), [])
-        except csv.Error:
-            return []
+        except csv.Error:  # Python 3.10 reads no NUL: such a line is one damaged cell, not a blank one
+            return [text]
         while len(cells) > len(self.columns) and not cells[-1].strip():
             cells.pop()
         return [cell.strip() for cell in cells]
