@@ -5,7 +5,9 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from helpers import finished_sweep, losses_of, quick_fits, rows_of, run_script, run_sweep, wait_for
@@ -320,11 +322,16 @@ def test_on_slurm_jobs_fail_are_cancelled_and_requeued(cluster, toy_data, tmp_pa
 
     # the same command waits for the requeued one, and submits the other two
     waited = task_of(out, requeued)
-    subprocess.run(["scontrol", "update", f"JobId={waited}", "StartTime=now"], check=True)
-    done = run_script("sweep.py", *flags, out, "--slurm", "--time=10", timeout=600)
-    assert done.returncode == 1 and "1 of 4 cells have no result" in done.stdout, done.stdout + done.stderr
-    assert "1 cells are in Slurm's queue already" in done.stdout and task_of(out, requeued) == waited
-    assert re.search(rf"{fails} \| job \d+_\d failed: .*can't be written", done.stdout)
+    command = [sys.executable, "-u", "sweep.py", *map(str, flags), str(out), "--slurm", "--time=10"]
+    with open(tmp_path / "said", "w+") as said:
+        again = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=said, stderr=subprocess.STDOUT)
+        wait_for(lambda: "in Slurm's queue already" in (tmp_path / "said").read_text(), seconds=300)
+        subprocess.run(["scontrol", "update", f"JobId={waited}", "StartTime=now"], check=True)
+        assert again.wait(600) == 1
+    answer = (tmp_path / "said").read_text()
+    assert "1 of 4 cells have no result" in answer and "1 cells are in Slurm's queue already" in answer
+    assert task_of(out, requeued) == waited
+    assert re.search(rf"{fails} \| job \d+_\d failed: .*can't be written", answer)
     assert all("resuming after step" in log_of(out, run_id) for run_id in (requeued, cancelled))
     (out / "cells" / fails).unlink()
     assert run_script("sweep.py", *flags, out, "--slurm", "--time=10", timeout=600).returncode == 0
