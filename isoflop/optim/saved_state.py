@@ -1,10 +1,12 @@
 """The optimizer's state to and from the disk, the same for flat buffers and for torch.optim."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-class SavedState:
+class SavedState(ABC):
     """State that any optimizer here can load, whichever saved it and on how many processes.
 
     A subclass has `params`, in the order of the groups (Muon's last), and calls _name(model); tensors() gives its state
@@ -17,12 +19,13 @@ class SavedState:
         names = {p: name for name, p in model.named_parameters()}
         self.names = [names[p] for p in self.params]
 
+    @abstractmethod
     def tensors(self) -> dict[str, list]:
         """float32 weights, m, v and perhaps ema: one tensor a parameter, in order; v ends before Muon's matrices."""
-        raise NotImplementedError
 
+    @abstractmethod
     def set_count(self, step: int):
-        raise NotImplementedError
+        """Set the number of updates taken, by which moments are corrected."""
 
     def named(self) -> dict[str, torch.Tensor]:
         """The tensors by name, as "m.h.0.attn.c_attn.weight": what a sharded checkpoint holds."""
