@@ -126,6 +126,7 @@ def _sections(result):
     """Every section as HTML; what has no lines is left out, and what few readers open is folded."""
     warned, refused = notes_of(result)
     info = result["input"]
+    left_out = [f"left out: {count} x {why}" for why, count in (info.get("dropped_counts") or {}).items()]
     family_header, family_rows, family_said = family_evidence(result)
     one_header, one_rows, one_said = one_variable_laws(result)
     run_header, run_rows = run_answers(result)
@@ -146,14 +147,8 @@ def _sections(result):
         + _table(["exponents", "N* ~ C^a", "D* ~ C^b"], exponents(result))
         + _items(remarks(result)),
         "Other methods": "".join(_table(header, rows) for header, rows in answers(result)),
-        "Data": _items(
-            [*(info.get("notes") or []), *(f"left out: {count} x {why}" for why, count in _dropped(info).items())]
-        ),
+        "Data": _items([*(info.get("notes") or []), *left_out]),
     }
     out = [f"<h2>{title}</h2>{text}" for title, text in open_parts.items() if text]
     out += [f"<details><summary>{title}</summary>{text}</details>" for title, text in folded.items() if text]
     return out
-
-
-def _dropped(info):
-    return info.get("dropped_counts") or {}
