@@ -46,6 +46,7 @@ SWEEPS = {  # of 11 to 15 cells; the compute type that "lrs" is left to choose m
 KILLS_PER_SWEEP = 5  # in one folder, before it is run to its end
 CELLS, SECONDS = 2, 0.5  # a kill is in one of the next so many cells, within so many seconds of its begin
 ORPHAN_S = 60.0  # what is left of a killed sweep must have ended by then
+LOG_LINES = 60  # of a sweep that failed, shown
 END_S = 900.0  # a sweep that has not ended by then hangs
 
 
@@ -117,7 +118,9 @@ def run_to_end(words: list[str], folder: Path) -> dict:
         end_all(folder)
         status = f"{process.wait()}, killed after {END_S:g} s"
     if status:
-        raise ValueError(f"exit status {status}: {folder.with_suffix('.log')}")
+        log = folder.with_suffix(".log").read_text(errors="replace")
+        last = "\n".join(log.splitlines()[-LOG_LINES:])
+        raise ValueError(f"exit status {status}; the end of {folder.with_suffix('.log')}:\n{last}")
     return result(folder)
 
 
