@@ -473,20 +473,24 @@ def advise(run: Setup, model, optimizer) -> str:
 
 
 def write(run: Setup, progress: Progress, model, record: RunRecord) -> OSError | None:
-    """Record, curve, weights and tokenizer into out_dir. Returns why the record could not be written, or None."""
+    """Record, curve, scores, tokenizer and, last, weights into out_dir: where there are weights, all is there.
+
+    Returns why the record could not be written, or None.
+    """
     from isoflop.train.run_dir import keep_tokenizer
 
-    if progress.status not in TRAINED:
-        model = None  # half a step may be in its weights
     try:
-        problem = checkpoint.save_run(run.out_dir, model, record, progress.curve, save_model)
+        checkpoint.save_record(run.out_dir, record, progress.curve)
         evals.write(run.out_dir, progress.evals)
     except OSError as error:
         run.env.print0(json.dumps(asdict(record)))  # no room for the record itself: the screen has it
         return error
+    keep_tokenizer(run.tokens.folder, run.out_dir, run.tokens.meta["tokenizer"])
+    problem = None
+    if progress.status in TRAINED:  # else half a step may be in its weights
+        problem = checkpoint.save_weights(run.out_dir, model, save_model)
     if problem:
         run.env.print0(f"warning: {problem}; the record is in {run.out_dir}")
-    keep_tokenizer(run.tokens.folder, run.out_dir, run.tokens.meta["tokenizer"])
     return None
 
 

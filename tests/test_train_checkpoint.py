@@ -212,6 +212,30 @@ def test_a_disk_without_room_for_the_weights_keeps_the_record(toy_data, tmp_path
     assert json.loads(shown)["val_loss"] == record.val_loss, "the record is on the screen, if nowhere else"
 
 
+def test_whenever_it_is_killed_weights_have_all_that_goes_with_them(toy_data, tmp_path, monkeypatch):
+    """A run over another one of other tokens: after each change of its folder weights have their own companions."""
+    folder, bins = tmp_path / "run", tmp_path / "bins"
+    train(MC, config(toy_data, folder, max_iters=10, eval_every=5), quiet=True)
+    bins.mkdir()
+    (bins / "meta.json").write_text('{"vocab_size": 300}')  # of an unknown tokenizer
+    for name in ("train.bin", "val.bin"):
+        np.random.default_rng(0).integers(0, 300, 4000).astype(np.uint16).tofile(bins / name)
+    replace, states = os.replace, []
+
+    def noted(source, target):
+        replace(source, target)
+        if Path(target).parent == folder:
+            states.append({path.name for path in folder.iterdir()} - {".lock"})
+
+    monkeypatch.setattr(os, "replace", noted)
+    for data, others in ((bins, set()), (toy_data, {"tokenizer.json", "evals.jsonl"})):
+        del states[:]
+        train(MC, config(data, folder, max_iters=10, eval_every=5 if others else None, overwrite=True), quiet=True)
+        all_files = {"config.json", "log.jsonl", "run.json", "model.safetensors"} | others
+        assert states[-1] == all_files and len(states) == len(all_files)
+        assert [state for state in states if "model.safetensors" in state] == [all_files]
+
+
 def test_old_checkpoints_go(toy_data, tmp_path):
     train(MC, config(toy_data, tmp_path / "run", ckpt_every=6), quiet=True)
     left = [p.name for p in checkpoint.all_in(tmp_path / "run" / "checkpoints")]

@@ -332,18 +332,22 @@ def check_no_other_run(out_dir: Path, run_id: str):
         )
 
 
-def save_run(out_dir: Path, model, record, curve: list[dict], save_model) -> str | None:
-    """The record, the curve, then weights and configuration. Returns what could not be written, or None.
+def save_record(out_dir: Path, record, curve: list[dict]):
+    """The record and the curve of a run that has ended. Weights of a former run go first: they are not this record's.
 
-    A full disk costs the weights before it costs the record: that is small, and is what the run was for. Weights of a
-    former run go first, so that they are never taken for this record's. OSError, with the path, where there is no room
-    for the record either.
+    OSError, with the path, where there is no room for them.
     """
     (out_dir / WEIGHTS).unlink(missing_ok=True)
     write_json(out_dir / "run.json", asdict(record))
     write_text(out_dir / "log.jsonl", "".join(json.dumps(row) + "\n" for row in curve))
-    if model is None:
-        return None
+
+
+def save_weights(out_dir: Path, model, save_model) -> str | None:
+    """Configuration and weights, the last that is written of a run: with them it is finished, see finished_run().
+
+    A full disk costs the weights before it costs the record: that is small, and is what the run was for. Returns why
+    they could not be written, or None.
+    """
     try:
         save_model(model, out_dir)
     except OSError as error:

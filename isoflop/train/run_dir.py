@@ -108,10 +108,11 @@ def keep_tokenizer(data_dir, out_dir, name: str | None = None):
 
     Token files made elsewhere have none; where they are in GPT-2's tokens (name), its tokenizer is written, and for
     nanoGPT's characters the table of meta.pkl. A copy that fails costs the run nothing: sample.py then needs
-    --tokenizer_dir.
+    --tokenizer_dir. That of a former run in out_dir goes in any case.
     """
     source, out_dir = Path(data_dir) / "tokenizer.json", Path(out_dir)
     with contextlib.suppress(OSError, ValueError):
+        (out_dir / "tokenizer.json").unlink(missing_ok=True)
         if source.is_file():
             with atomic(out_dir / "tokenizer.json", "wb") as f:
                 f.write(source.read_bytes())
