@@ -16,6 +16,8 @@ import isoflop.installed  # noqa: F401 isort: skip
 import os
 import sys
 from dataclasses import dataclass, fields
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 if __name__ == "__main__":  # before numpy: thousands of small matrix products are slower on several threads
@@ -24,7 +26,7 @@ if __name__ == "__main__":  # before numpy: thousands of small matrix products a
 from isoflop import laws
 from isoflop.cli import Parser, UserError, check, option, run_main
 from isoflop.files import writable_folder, write_json, write_text
-from isoflop.fit import other_laws, report, series, suggest
+from isoflop.fit import drawing, other_laws, report, series, suggest
 from isoflop.fit.backtest import backtest, conventions, forecast_tests, splits_of
 from isoflop.fit.compare import compare_families
 from isoflop.fit.coupled import DRAWS, fit_coupled
@@ -148,7 +150,7 @@ def suggest_mistakes(options) -> list[str]:
 # ----- from files to fit.json -----
 
 
-def run(paths, out_dir=None, **options) -> dict:
+def run(paths, out_dir=None, beside=False, **options) -> dict:
     """
     Fit everything to the runs in `paths`; write fit.json, prediction.md, predictions.csv and .tex, and the pictures.
 
@@ -158,6 +160,8 @@ def run(paths, out_dir=None, **options) -> dict:
         Tables of runs: CSV, JSON, JSON lines, Markdown, .xlsx, .parquet, .gz.
     out_dir : path, optional
         Where to write; default fit/ beside the first file.
+    beside : bool
+        Draw the pictures in a process of their own, started before the fit.
     **options
         Fields of Options.
 
@@ -199,9 +203,10 @@ def run(paths, out_dir=None, **options) -> dict:
         parts = series.split(table, options.by)
         base = series.choose_base(list(parts), options.base, options.by)
     folder = folder_of(options, paths)
-    if parts:
-        return fit_series(parts, base, paths, folder, options, targets)
-    return fit_table(table, paths, folder, options, targets, suggestions)[1]
+    with drawing.Beside(beside and options.plots) as pictures:
+        if parts:
+            return fit_series(parts, base, paths, folder, options, targets, pictures.draw)
+        return fit_table(table, paths, folder, options, targets, pictures.draw, suggestions)[1]
 
 
 def fit_other_law(paths, options: Options) -> dict:
@@ -229,14 +234,14 @@ def read_runs(paths, options: Options, **more) -> Table:
 
 def check_plots(options: Options):
     """Where matplotlib is missing, say so before the fit and not after."""
-    if options.plots:
-        import matplotlib  # noqa: F401
+    if options.plots and find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
 
 
 def fit_table(
-    table: Table, paths, folder: Path, options: Options, targets: Table | None, suggestions: dict | None = None
+    table: Table, paths, folder: Path, options: Options, targets: Table | None, draw, suggestions: dict | None = None
 ) -> tuple[Analysis, dict]:
-    """Fit a table of runs and write everything to a folder: (the analysis, what fit.json holds)."""
+    """Fit a table of runs, write everything to a folder, pictures by draw(): (the analysis, what fit.json holds)."""
     analysis = analyse(table, options, targets)
     result, arrays = to_json(analysis), to_arrays(analysis)
     if suggestions is not None:
@@ -248,15 +253,15 @@ def fit_table(
     write_json(folder / "fit.json", result, indent=1, allow_nan=False)
     if options.draws:
         write_draws(folder / "draws.npz", analysis.fits)
-    report.write(result, arrays, folder, options.plots, options.format)
+    report.write(result, arrays, folder, options.plots, options.format, draw)
     return analysis, result
 
 
-def fit_series(parts: dict[str, Table], base: str, paths, folder: Path, options: Options, targets) -> dict:
+def fit_series(parts: dict[str, Table], base: str, paths, folder: Path, options: Options, targets, draw) -> dict:
     """A fit for each series, in a folder of its own; series.json, series.md and their picture compare them."""
     names, found = series.folders(parts), []
     for label, part in parts.items():
-        analysis, _ = fit_table(part, paths, writable_folder(folder / names[label]), options, targets)
+        analysis, _ = fit_table(part, paths, writable_folder(folder / names[label]), options, targets, draw)
         found.append(series.Series(label, part.c, part.loss, analysis.fits.coupled, analysis.fits.cost, names[label]))
     at = options.predict_flops or series.common_budgets(found)
     differences = series.compare(found, base, at, options.seed)
@@ -473,14 +478,14 @@ def make_parser() -> Parser:
     return parser
 
 
-def fit_and_print(parser, args):
+def fit_and_print(parser, args, beside=False):
     options = parser.read(Options, args)
     if args.law is not None:
         if args.paths:
             raise UserError(f"--law predicts without runs; leave out {args.paths[0]}, or --law for --compare")
         print(report.summary(from_law(args.law, options)))
         return
-    result = run(args.paths, **vars(options))
+    result = run(args.paths, beside=beside, **vars(options))
     if options.law_of != "loss":
         print("\n".join(result[options.law_of]["answer"]))
         return
@@ -495,9 +500,9 @@ def fit_and_print(parser, args):
         raise UserError("all three methods were refused; the lines above say why and what helps")
 
 
-def main(argv=None):
-    return run_main(make_parser(), fit_and_print, argv, "files that were written are whole")
+def main(argv=None, beside=False):
+    return run_main(make_parser(), partial(fit_and_print, beside=beside), argv, "files that were written are whole")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(beside=True))

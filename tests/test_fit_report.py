@@ -10,7 +10,7 @@ from helpers import simulated_table
 
 import fit
 from isoflop import display, laws
-from isoflop.fit import axes, report
+from isoflop.fit import axes, drawing, report
 from isoflop.fit.findings import (
     answers,
     exponents,
@@ -100,7 +100,7 @@ def test_refused_methods_leave_no_number_and_no_picture(refused, tmp_path):
 
 @pytest.mark.parametrize("form, magic", [("pdf", b"%PDF-"), ("svg", b"<?xml")])
 def test_pictures_in_another_format(good, tmp_path, form, magic, monkeypatch):
-    monkeypatch.setattr(report, "PICTURES", {"optimum": report.PICTURES["optimum"]})
+    monkeypatch.setattr(drawing, "PICTURES", {"optimum": drawing.PICTURES["optimum"]})
     report.write(*good, tmp_path, format=form)
     assert (tmp_path / f"optimum.{form}").read_bytes()[:5] == magic
     assert f"](optimum.{form})" in (tmp_path / "prediction.md").read_text()
@@ -111,7 +111,7 @@ def test_a_failing_picture_does_not_cost_the_page(good, tmp_path, monkeypatch):
         """A picture."""
         raise RuntimeError("no fonts today")
 
-    monkeypatch.setattr(report, "PICTURES", {"isoflop": broken})
+    monkeypatch.setattr(drawing, "PICTURES", {"isoflop": broken})
     assert [path.name for path in report.write(*good, tmp_path)] == TEXTS
     assert "RuntimeError: no fonts today" in (tmp_path / "prediction.md").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(TEXTS)
@@ -126,7 +126,7 @@ def test_a_random_part_of_many_runs_keeps_its_own_numbers(good, tmp_path, monkey
         seen.update(arrays)
         raise axes.Skip("enough")
 
-    monkeypatch.setattr(report, "PICTURES", {"isoflop": picture})
+    monkeypatch.setattr(drawing, "PICTURES", {"isoflop": picture})
     result, arrays = good
     report.write(result, arrays | {"c_exact": (arrays["c"] * 1.1).tolist()}, tmp_path)
     assert len(seen["n"]) == 30 and seen["curve"] == {}

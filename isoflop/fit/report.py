@@ -1,5 +1,5 @@
 """
-A fit for people: a page to hand in (prediction.md), its pictures (figures.py) and tables for the terminal.
+A fit for people: a page to hand in (prediction.md), its pictures (drawing.py) and tables for the terminal.
 
     python fit.py sweep_results/runs.csv          # calls write() and summary()
 
@@ -7,17 +7,14 @@ Reads what fit.json holds and the runs' own arrays, nothing else. A refused quan
 number; a picture that cannot be drawn is left out and the page says why.
 """
 
-import sys
 import textwrap
 from pathlib import Path
 
 import numpy as np
 
 from isoflop.display import fixed, sig, text_table
-from isoflop.files import atomic, write_text
-from isoflop.fit import ladder, suggest
-from isoflop.fit.axes import RC, Skip
-from isoflop.fit.figures import PICTURES
+from isoflop.files import write_text
+from isoflop.fit import drawing, ladder, suggest
 from isoflop.fit.findings import (
     MANY,
     answers,
@@ -38,7 +35,6 @@ from isoflop.fit.main_table import as_csv, as_latex
 from isoflop.fit.notes import notes_of
 from isoflop.fit.page import page
 from isoflop.fit.result import METHODS, convention
-from isoflop.options import explain
 
 WIDTH = 100  # columns of the terminal
 DRAWN = 20_000  # runs in a picture; of more, a random part
@@ -50,7 +46,7 @@ PER_RUN = ("n", "d", "c", "loss", "run_id", "budget", "c_exact", "lr_on_edge")  
 # ----- files -----
 
 
-def write(result, arrays, out_dir, plots=True, format="png"):
+def write(result, arrays, out_dir, plots=True, format="png", draw=drawing.draw):
     """
     Write prediction.md, its main table as predictions.csv and predictions.tex, the pictures and report.html.
 
@@ -68,6 +64,8 @@ def write(result, arrays, out_dir, plots=True, format="png"):
         False writes neither pictures nor report.html.
     format : str
         Of the pictures, one of FORMATS.
+    draw : callable
+        Draws them: drawing.draw, or draw of drawing.Beside.
 
     Returns
     -------
@@ -87,7 +85,7 @@ def write(result, arrays, out_dir, plots=True, format="png"):
             arrays[key] = np.asarray(arrays[key])
     drawn, missing, full, count = [], [], None, len(arrays["n"])
     if plots:
-        drawn, missing, full = _draw(result, _some_runs(arrays), out_dir, format)
+        drawn, missing, full = draw(result, _some_runs(arrays), out_dir, format)
     if count > DRAWN and drawn:
         missing.append((f"{count - DRAWN:,} of {count:,} runs", "the pictures show a random part"))
     texts = {
@@ -117,38 +115,6 @@ def _some_runs(arrays):
         if arrays.get(key) is not None:
             shown[key] = arrays[key][some]
     return shown
-
-
-def _draw(result, arrays, out_dir, format):
-    """Draw every picture; the names of those drawn, (name, reason) of the others, and the disk's error or None."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    drawn, missing, full = [], [], None
-    with matplotlib.rc_context(RC):
-        for stem, draw in PICTURES.items():
-            name = f"{stem}.{format}"
-            try:
-                fig = draw(result, arrays)
-                with atomic(out_dir / name, "wb") as f:
-                    if format == "png":  # savefig() draws twice, and packs for twice as long
-                        fig.canvas.print_png(f, pil_kwargs={"compress_level": 3})
-                    else:
-                        fig.savefig(f, format=format)
-                drawn.append(name)
-            except Skip as why:
-                if str(why):  # without a reason it is no picture of this kind of runs
-                    missing.append((name, str(why)))
-            except OSError as error:
-                full = error
-                missing.append((name, explain(error)))
-            except Exception as error:  # a picture must never cost the fit that it shows
-                missing.append((name, f"{type(error).__name__}: {error}"))
-            if name not in drawn:
-                (out_dir / name).unlink(missing_ok=True)
-            if "matplotlib.pyplot" in sys.modules:  # not where a picture was skipped before it was drawn
-                sys.modules["matplotlib.pyplot"].close("all")
-    return drawn, missing, full
 
 
 # ----- the terminal -----
