@@ -57,7 +57,7 @@ def test_errors_that_are_a_status(error, status):
         assert progress.status == status
 
 
-@pytest.mark.parametrize("room, advice", [(20, "add --micro_batch_size 12,"), (1, "add --micro_batch_size 1,"),
+@pytest.mark.parametrize("room, advice", [(20, "add --micro_batch_size 12,"), (27, "size 12,"), (1, "add --micro_batch_size 1,"),
                                           (0, "not even one sequence")])  # fmt: skip
 def test_the_largest_part_that_fits_is_found(room, advice):
     tried = []
@@ -68,7 +68,7 @@ def test_the_largest_part_that_fits_is_found(room, advice):
             raise torch.OutOfMemoryError("no")
 
     assert advice in find_micro_batch(attempt, 50, "cpu")
-    assert tried == [rows for rows in (25, 12, 6, 3, 1) if rows >= min(tried)]
+    assert tried == [rows for rows in (28, 13, 6, 3, 1) if rows >= min(tried)]
 
 
 def test_another_error_while_trying_is_raised():

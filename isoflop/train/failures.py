@@ -10,6 +10,7 @@ from isoflop.laws import highest_loss
 from isoflop.options import explain
 
 RISE = 0.5  # nats per token: a train loss that ends this much above its lowest tenth has blown up
+SPARE = 8  # one row in so many: a run holds somewhat more than a trial, the next batches for one
 TENTH_TOKENS = 2**12  # tokens that a tenth of a run must have, or the noise of its mean is as large as RISE
 
 
@@ -60,13 +61,13 @@ def note_failure(progress):
 
 
 def find_micro_batch(attempt, rows: int, device: str) -> str:
-    """Advice on a lack of memory: the largest half, quarter, ... of the rows for which attempt(rows) goes through."""
+    """Advice on a lack of memory: the largest half, quarter, ... of the rows that attempt() takes with a SPARE-th more."""
     while rows := rows // 2:
         gc.collect()
         if device.startswith("cuda"):
             torch.cuda.empty_cache()
         try:
-            attempt(rows)
+            attempt(rows + rows // SPARE)
         except (RuntimeError, MemoryError) as error:
             if status_of(error) != "oom":
                 raise
