@@ -46,7 +46,8 @@ SWEEPS = {  # of 11 to 15 cells; the compute type that "lrs" is left to choose m
 KILLS_PER_SWEEP = 5  # in one folder, before it is run to its end
 CELLS, SECONDS = 2, 0.5  # a kill is in one of the next so many cells, within so many seconds of its begin
 ORPHAN_S = 60.0  # what is left of a killed sweep must have ended by then
-LOG_LINES = 60  # of a sweep that failed, shown
+CALLS = 2  # of the command until a sweep has run to its end: a machine may fail one that nobody disturbed
+LOG_LINES = 60  # of a call that failed, shown
 END_S = 900.0  # a sweep that has not ended by then hangs
 
 
@@ -75,6 +76,7 @@ class Turn:
     asked: int  # kills
     number: int  # of the turn within its kind
     kills: int = 0
+    failed: int = 0  # calls that nobody disturbed
     ended: bool = False
     equal: bool = False
     note: str = ""
@@ -109,19 +111,22 @@ def result(folder: Path) -> dict:
     return found
 
 
-def run_to_end(words: list[str], folder: Path) -> dict:
-    """Its rows; ValueError where it fails or hangs."""
-    process = start(words, folder)
-    try:
-        status = process.wait(END_S)
-    except subprocess.TimeoutExpired:
-        end_all(folder)
-        status = f"{process.wait()}, killed after {END_S:g} s"
-    if status:
+def run_to_end(words: list[str], folder: Path) -> tuple[dict, int]:
+    """Its rows, and how many calls of the command they took; ValueError where it hangs, or CALLS of them fail."""
+    for call in range(1, CALLS + 1):
+        process = start(words, folder)
+        try:
+            status = process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            end_all(folder)
+            process.wait()
+            raise ValueError(f"killed after {END_S:g} s: {folder.with_suffix('.log')}") from None
+        if status == 0:
+            return result(folder), call
         log = folder.with_suffix(".log").read_text(errors="replace")
         last = "\n".join(log.splitlines()[-LOG_LINES:])
-        raise ValueError(f"exit status {status}; the end of {folder.with_suffix('.log')}:\n{last}")
-    return result(folder)
+        print(f"exit status {status}; the end of {folder.with_suffix('.log')}:\n{last}", flush=True)
+    raise ValueError(f"exit status {status} of {CALLS} calls; see the log above")
 
 
 # ----- one kill -----
@@ -212,7 +217,8 @@ def take_turn(turn: Turn, config: Config, data_dir: str, whole: dict, folder: Pa
             words = command(turn.sweep, turn.parallel, data_dir, out)
             while turn.kills < turn.asked and kill_once(words, out, turn.victim, number, rng):
                 turn.kills += 1
-            rows = run_to_end(words, out)
+            rows, calls = run_to_end(words, out)
+            turn.failed += calls - 1
             turn.ended, turn.equal = True, rows == whole[turn.sweep, turn.parallel]
             if not turn.equal:
                 raise ValueError(f"other rows than the undisturbed sweep's; see {out}")
@@ -230,17 +236,22 @@ def take_turn(turn: Turn, config: Config, data_dir: str, whole: dict, folder: Pa
     return turn
 
 
+def counts(turns: list[Turn]) -> list[int]:
+    """Kills, sweeps, those that ended, those with the undisturbed one's rows, and calls that failed undisturbed."""
+    names = ("kills", "ended", "equal", "failed")
+    kills, ended, equal, failed = (sum(getattr(turn, name) for turn in turns) for name in names)
+    return [kills, len(turns), ended, equal, failed]
+
+
 def table(turns: list[Turn]) -> str:
-    """Kills, sweeps, how many of them ended, and how many had the undisturbed one's rows, by kind and by sweep."""
+    """counts() by kind and by sweep."""
     rows = []
     for name in ("kind", "sweep"):
         for value in dict.fromkeys(getattr(turn, name) for turn in turns):
             same = [turn for turn in turns if getattr(turn, name) == value]
-            kills, ended = sum(turn.kills for turn in same), sum(turn.ended for turn in same)
-            rows.append([value, kills, len(same), ended, sum(turn.equal for turn in same)])
-    kills, ended = sum(turn.kills for turn in turns), sum(turn.ended for turn in turns)
-    rows.append(["all", kills, len(turns), ended, sum(turn.equal for turn in turns)])
-    return text_table(["kind, or sweep", "kills", "sweeps", "ended", "rows equal"], rows)
+            rows.append([value, *counts(same)])
+    rows.append(["all", *counts(turns)])
+    return text_table(["kind, or sweep", "kills", "sweeps", "ended", "rows equal", "failed calls"], rows)
 
 
 def run(parser: Parser, args) -> int:
@@ -251,7 +262,7 @@ def run(parser: Parser, args) -> int:
 
     def undisturbed(pair) -> dict:
         out = folder / f"whole_{pair[0]}_{pair[1]}"
-        return run_to_end(command(*pair, data_dir, out), out)
+        return run_to_end(command(*pair, data_dir, out), out)[0]
 
     with ThreadPoolExecutor(config.at_once) as pool:
         pairs = list(dict.fromkeys((turn.sweep, turn.parallel) for turn in turns))

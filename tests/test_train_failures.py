@@ -57,8 +57,8 @@ def test_errors_that_are_a_status(error, status):
         assert progress.status == status
 
 
-@pytest.mark.parametrize("room, advice", [(20, "add --micro_batch_size 12,"), (27, "size 12,"), (1, "add --micro_batch_size 1,"),
-                                          (0, "not even one sequence")])  # fmt: skip
+@pytest.mark.parametrize("room, advice", [(20, "--micro_batch_size 12,"), (27, "--micro_batch_size 12,"),
+                                          (1, "--micro_batch_size 1,"), (0, "not even one sequence")])  # fmt: skip
 def test_the_largest_part_that_fits_is_found(room, advice):
     tried = []
 

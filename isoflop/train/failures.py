@@ -61,7 +61,7 @@ def note_failure(progress):
 
 
 def find_micro_batch(attempt, rows: int, device: str) -> str:
-    """Advice on a lack of memory: the largest half, quarter, ... of the rows that attempt() takes with a SPARE-th more."""
+    """Advice on a lack of memory: the largest half, quarter, ... of the rows for which attempt() takes some more."""
     while rows := rows // 2:
         gc.collect()
         if device.startswith("cuda"):
