@@ -34,7 +34,7 @@ from isoflop.optim import schedule
 from isoflop.optim.build import build
 from isoflop.optim.parallel import accumulate, broadcast_weights, gather_weights, replicate, shard
 from isoflop.options import UserError, explain
-from isoflop.train import checkpoint, evals, tracking
+from isoflop.train import checkpoint, compiled, evals, tracking
 from isoflop.train.failures import blown_up, find_micro_batch, note_failure
 from isoflop.train.plan import RunConfig, RunPlan, TrainConfig, resolve
 from isoflop.train.prefetch import Batches
@@ -74,6 +74,7 @@ class Setup:
     dtype: str  # of the compute: float32 or bfloat16
     dtype_from: str  # what chose it, see device.ComputeType
     device_name: str
+    compile: bool
     run_id: str
     trajectory: dict  # see record.trajectory()
     out_dir: Path
@@ -128,6 +129,7 @@ def set_up(mc: ModelConfig, tc: TrainConfig, env: DistributedEnv, quiet: bool = 
     val_rows = validation_rows(tokens, mc.block_size, tc.val_tokens)
     compute = compute_type(tc, env)
     dtype = compute.name
+    device_name = devices.device_name(env.device)
     lengths = reader.token_bytes(tokens.folder)  # None where the tokenizer is unknown (nanoGPT's or llm.c's files)
     id_ = run_id(mc, tc, plan, dtype, tokens)
     decides = trajectory(mc, tc, plan, dtype, tokens)
@@ -155,7 +157,8 @@ def set_up(mc: ModelConfig, tc: TrainConfig, env: DistributedEnv, quiet: bool = 
         token_bytes=None if lengths is None else torch.from_numpy(lengths).long(),
         dtype=dtype,
         dtype_from=compute.source,
-        device_name=devices.device_name(env.device),
+        device_name=device_name,
+        compile=compiled.wanted(tc.compile, tc.compile_mode, plan, mc.n_layer, env.device, device_name),
         run_id=id_,
         trajectory=decides,
         out_dir=out_dir,
@@ -254,12 +257,7 @@ def claim(run: Setup, held: contextlib.ExitStack, lock: bool):
 def train_steps(run: Setup, progress: Progress, model, optimizer, track, keep: dict, stop):
     """The loop: every step of the run from run.first_step on, until it ends, diverges or is stopped."""
     env, plan, tc, timer = run.env, run.plan, run.tc, progress.timer
-    # wrapped and compiled for the steps alone: the module itself is saved, whose weights keep their names
-    forward = model
-    if env.size > 1 and not optimizer.sharded:
-        forward = replicate(model, env.device)
-    if tc.compile:
-        forward = torch.compile(forward)
+    forward = wrapped(run, model)
     with progress_bar(run) as bar, batches_of(run) as batches:
         progress.loop_start = time.perf_counter()
         timer.start()
@@ -310,6 +308,16 @@ def train_steps(run: Setup, progress: Progress, model, optimizer, track, keep: d
                     raise Interrupted(done, saved)
 
 
+def wrapped(run: Setup, model):
+    """The model as the steps call it: replicated, compiled. Itself it is saved, and its weights keep their names."""
+    forward = model
+    if run.env.size > 1 and not run.sharded:
+        forward = replicate(model, run.env.device)
+    if run.compile:
+        forward = compiled.compiled(forward, run.tc.compile_mode, run.env, run.say)
+    return forward
+
+
 def backward(forward, idx, targets, micro_batch_size: int, autocast, optimizer, z_loss: float = 0.0):
     """Forward and backward over idx, targets (B, T); returns the batch's mean loss, detached, on the device."""
     total, waiting = 0.0, len(idx)  # sequences still to come
@@ -331,7 +339,8 @@ def backward(forward, idx, targets, micro_batch_size: int, autocast, optimizer, 
 def announce(run: Setup):
     """The run's head on the screen: where from, where to, and the plan."""
     env, data = run.env, Path(run.tc.data_dir).resolve()
-    where = f"[{run.device_name} x {env.size}, {run.dtype}]"
+    mode = ", compiled" if run.compile else ""
+    where = f"[{run.device_name} x {env.size}, {run.dtype}{mode}]"
     run.say(f"run {run.run_id}  {data} -> {run.out_dir.resolve()}  {where}")
     run.say(run.plan.describe())
     if run.tc.pack == "bos":

@@ -1,7 +1,10 @@
 """device.py: the compute type is measured where a CPU has both."""
 
+import csv
+
 import pytest
 import torch
+from helpers import run_script
 
 from isoflop import device
 
@@ -51,3 +54,20 @@ def test_the_timing_leaves_threads_as_they_were():
 def test_gpus_get_float32_weights_and_autocast():
     assert device.weights_dtype("bfloat16", "cuda:0") == torch.float32
     assert device.weights_dtype("bfloat16", "cpu") == torch.bfloat16
+
+
+@pytest.mark.slow
+def test_the_bench_of_a_machine_runs_here(tmp_path):
+    """bench/bench_device.py: one row a case, its share of the peak between the spread of its rounds, and a picture."""
+    flags = ["--models", "16x1:2", "--rounds", 2, "--seconds", 0.05, "--types", "float32", "--block_size", 64]
+    done = run_script("bench/bench_device.py", *flags, "--device", "cpu", "--out_dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "device.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert [row["lever"] for row in rows] == ["as it is", "2 micro-batches", "torch's attention"]
+    for row in rows:
+        assert float(row["least"]) <= float(row["tokens_per_s"]) <= float(row["most"])
+        assert 0 < float(row["of_product_peak"]) < 1.5 and float(row["peak_mem"]) > 1e5 and row["mfu"] == ""
+        assert row["lever"] in done.stdout
+    assert (tmp_path / "device.png").stat().st_size > 5000
+    assert "as gpt2:16" in run_script("bench/bench_device.py", "--models", "16y1", "--device", "cpu").stderr

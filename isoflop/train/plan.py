@@ -31,7 +31,8 @@ class RunConfig:
     seed: int = option(0, "seed of initial weights and data order", min=0, below=2**63)
     device: str = option("auto", "auto, cpu, cuda or mps", choices=("auto", "cpu", "cuda", "mps"))
     dtype: str = option("auto", "auto, float32 or bfloat16", choices=("auto", "float32", "bfloat16"))
-    compile: bool = option(False, "torch.compile the model")
+    compile: bool | None = option(None, "torch.compile the model (default: CUDA, long runs)")
+    compile_mode: str = option("default", "reduce-overhead: CUDA graphs", choices=("default", "reduce-overhead"))
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def make_record(run, progress, train_loss: float | None, val: dict, eval_s: floa
         "train_s": D / tokens_per_s if tokens_per_s else round(timer.seconds, 3),
         "eval_s": round(eval_s, 3),
         "startup_s": round(loop_start - progress.clock, 3),
-        "compile_s": round(timer.startup_excess_s, 3) if tc.compile else 0.0,
+        "compile_s": round(timer.startup_excess_s, 3) if run.compile else 0.0,
         "tokens_per_s": tokens_per_s,
         "peak_mem_gb": peak_mem_gb,
         "mfu": mfu,
