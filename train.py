@@ -139,7 +139,11 @@ def set_up(mc: ModelConfig, tc: TrainConfig, env: DistributedEnv, quiet: bool = 
     checkpoint.check_cell(out_dir, id_)
     finished = restored = None
     if tc.resume == "auto" or not tc.overwrite:
-        finished = checkpoint.finished_run(out_dir, id_)
+        try:
+            finished = checkpoint.finished_run(out_dir, id_)
+        except UserError:  # its record is damaged
+            if not tc.overwrite:
+                raise
     if finished is None and (start or tc.resume):
         restored = checkpoint.find(out_dir, str(start or tc.resume))
     if restored:

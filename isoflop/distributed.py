@@ -66,12 +66,12 @@ class DistributedEnv:
         return bool(t)
 
     def on_rank0(self, function: Callable):
-        """Call function() on rank 0; where it raises ValueError there, all ranks raise, so that none waits for it."""
+        """Call function() on rank 0; where it raises ValueError or OSError there, all raise, so that none waits."""
         problem = None
         if self.rank == 0:
             try:
                 function()
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 problem = error
         if self.any(problem is not None):
             raise problem or UserError("rank 0 says why")

@@ -28,6 +28,9 @@ from isoflop.options import FULL, WAYS_OUT, UserError
 
 MOST_JSON_BYTES = 2**28  # the largest tokenizer.json there is has some 40 MB
 MOST_DEPTH, MOST_DIGITS = 64, 300  # of a JSON file; more digits than that are no float
+# What says that a file is not there, or is none. Any other error says nothing about it: a file that may not be read, or
+# on a drive that fails, is neither missing nor damaged, and nothing is made anew in its place.
+ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems say that have no locks, as Lustre without -o flock
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP)  # what file systems say that can't sync a folder
 RUST_ERRNO = re.compile(r"\(os error (\d+)\)")  # how safetensors gives the system's number of an error

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import importlib.util
 import json
 import os
@@ -17,6 +18,26 @@ import pytest
 from isoflop import laws
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# ----- disks -----
+
+
+@contextlib.contextmanager
+def failing_drive(*names: str):
+    """While it is open, files with these names can't be read, as on a network drive that fails."""
+    from isoflop import files
+
+    regular = files.regular
+
+    def fails(path, most_bytes=None):
+        if Path(path).name in names:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return regular(path, most_bytes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "regular", fails)
+        yield
+
 
 # ----- data folders -----
 

@@ -10,7 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import all_documents, data_folder, data_main, finish_data, kill_data, make_texts, start_data, write_jsonl
+from helpers import (
+    all_documents,
+    data_folder,
+    data_main,
+    failing_drive,
+    finish_data,
+    kill_data,
+    make_texts,
+    start_data,
+    write_jsonl,
+)
 from hub_stub import REPO, Hub, fineweb_files
 
 from isoflop.data import bpe, build, config, documents, sources, tokenizer
@@ -190,6 +200,16 @@ def test_an_end_between_the_last_files_is_resumed(tmp_path, rows, monkeypatch, f
     assert (tmp_path / ".d.partial" / "new" / "train.bin").exists()
     assert data_main(*flags, tmp_path / "d") == 0
     assert contents(tmp_path / "d") == contents(tmp_path / "whole")
+
+
+def test_work_that_can_not_be_read_is_kept(tmp_path, rows, capsys):
+    flags = ["--source", rows, "--tokenizer", "byte", "--out_dir", "d"]
+    kill_after(300, *flags, cwd=tmp_path)
+    flags[-1] = tmp_path / "d"
+    with failing_drive("state.json"):
+        assert data_main(*flags) == 2
+    assert "state.json: Input/output error" in capsys.readouterr().err
+    assert data_main(*flags) == 0 and "resuming after" in capsys.readouterr().out
 
 
 def test_what_can_not_be_resumed_from_is_removed(tmp_path, rows, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import data_folder, data_main, make_texts
+from helpers import data_folder, data_main, failing_drive, make_texts
 
 from isoflop.data import reader
 from isoflop.data.loader import Loader
@@ -58,6 +58,15 @@ def test_damaged_folder_is_refused_with_the_command_that_makes_it_again(tmp_path
         command = message.split("`")[1].split()
         assert data_main(*command[2:]) == 0  # what the message says works
         assert open_data(small).train[:].tobytes() == raw[reader.HEADER_BYTES :]
+
+
+def test_a_folder_that_can_not_be_read_is_not_to_be_made_again(tmp_path, capsys):
+    small = data_folder(tmp_path, make_texts())
+    for name in ("meta.json", "tokenizer.json"):
+        with failing_drive(name):
+            assert data_main("--info", small) == 2
+        err = capsys.readouterr().err
+        assert f"{small}/{name}: Input/output error; the disk" in err and "overwrite" not in err
 
 
 def test_shards_read_as_one(tmp_path):

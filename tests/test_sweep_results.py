@@ -4,6 +4,7 @@ import json
 from dataclasses import fields
 
 import pytest
+from helpers import failing_drive
 
 from isoflop.sweep import results
 from isoflop.sweep.cells import Cell, ModelSize
@@ -78,6 +79,8 @@ def test_a_record_without_a_row_is_taken_once_and_only_where_it_is_this_run_s(tm
         path.write_text(json.dumps(record(status=status)))
         assert not found.recover(planned(), "trained") and not found.rows
     path.write_text(json.dumps(record()))
+    with failing_drive("run.json"), pytest.raises(OSError, match="run.json"):
+        found.recover(planned(), "trained")
     assert found.recover(planned(), "trained") and found.done() == {"abc"}
     assert len(read_rows(tmp_path / "runs.csv")) == 1
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import SMALL_FLAGS, SMALL_MODEL, curve_of, record_of, same_weights, small_run, torchrun
+from helpers import SMALL_FLAGS, SMALL_MODEL, curve_of, failing_drive, record_of, same_weights, small_run, torchrun
 
 import train as train_module
 from isoflop.config import ModelConfig
@@ -158,7 +158,14 @@ def test_a_record_is_not_buried(toy_data, tmp_path):
     before = (tmp_path / "run" / "run.json").read_text()
     with pytest.raises(ValueError, match="holds another run .*--overwrite"):
         train(MC, small_run(toy_data, tmp_path / "run", seed=1), quiet=True)
+    with failing_drive("run.json"), pytest.raises(OSError, match="run.json"):
+        train(MC, small_run(toy_data, tmp_path / "run", seed=1), quiet=True)
     assert (tmp_path / "run" / "run.json").read_text() == before
+    (tmp_path / "run" / "run.json").write_text(before[:-9])  # an edit gone wrong
+    for resume in (None, "auto"):
+        with pytest.raises(ValueError, match="run.json is damaged; --overwrite"):
+            train(MC, small_run(toy_data, tmp_path / "run", resume=resume), quiet=True)
+    assert train(MC, small_run(toy_data, tmp_path / "run", resume="auto", overwrite=True), quiet=True).steps == 20
     assert train(MC, small_run(toy_data, tmp_path / "run", seed=1, overwrite=True), quiet=True).seed == 1
 
 

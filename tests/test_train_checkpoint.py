@@ -15,7 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import SMALL_FLAGS, SMALL_MODEL, curve_of, interrupted_run, record_of, same_weights, small_run, torchrun
+from helpers import (
+    SMALL_FLAGS,
+    SMALL_MODEL,
+    curve_of,
+    failing_drive,
+    interrupted_run,
+    record_of,
+    same_weights,
+    small_run,
+    torchrun,
+)
 from safetensors.torch import load_file
 
 from isoflop import tensors
@@ -139,6 +149,10 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_named(toy_data, tmp_
             with pytest.raises(ValueError, match="damaged.*--resume .*step_00000005"):
                 train(MC, tc, quiet=True)
             (second / name).write_bytes(good)
+    for name in ("state.json", "model.safetensors"):
+        with failing_drive(name), pytest.raises(OSError, match=name):
+            checkpoint.remove_damaged(first.parent)  # by a sweep
+    assert checkpoint.all_in(first.parent) == [first, second]
     shutil.rmtree(first)
     (second / "state.json").write_text("{}")
     with pytest.raises(ValueError, match="start without --resume"):

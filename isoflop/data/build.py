@@ -18,7 +18,7 @@ from isoflop.data.documents import DocumentStream
 from isoflop.data.reader import FORMAT, SPLITS, VERSION, foreign_files, open_data, open_own
 from isoflop.data.sources import Source
 from isoflop.data.tokenizer import Tokenizer, encode, load_tokenizer, lossless, make_tokenizer, write_tokenizer
-from isoflop.files import read_json, sha256
+from isoflop.files import ABSENT, read_json, sha256
 from isoflop.options import UserError, explain
 
 FILES = {"train.bin", "val.bin", "tokenizer.json", "meta.json", "documents.bin", "state.json", "lengths.png"}
@@ -69,7 +69,7 @@ def find_state(cfg: DataConfig, out: Path, new: Path, identity: dict) -> dict | 
             if meta["settings"] == identity["settings"]:
                 return state | {"meta": meta}
             return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (*ABSENT, ValueError, KeyError, TypeError):
         pass
     if not cfg.append:
         return None
@@ -79,7 +79,7 @@ def find_state(cfg: DataConfig, out: Path, new: Path, identity: dict) -> dict | 
         raise UserError(f"--append: there is no {out}; leave it out to make that folder")
     try:
         state = read_json(out / "state.json")
-    except (OSError, ValueError):
+    except (*ABSENT, ValueError):
         raise UserError(f"--append: {out} has no state.json to resume from; use --overwrite to make it anew") from None
     if state["ended"]:
         raise UserError(f"--append: {out} holds all that its source has; choose another source and --out_dir")

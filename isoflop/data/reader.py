@@ -19,7 +19,7 @@ import numpy as np
 from isoflop.data import tokenizer
 from isoflop.data.characters import read_pickle
 from isoflop.data.downloads import gpt2_tokens
-from isoflop.files import check_fields, read_json, regular, sha256
+from isoflop.files import ABSENT, check_fields, read_json, regular, sha256
 from isoflop.options import UserError
 
 FORMAT, VERSION, HEADER_BYTES = "isoflop-tokens", 1, 256
@@ -368,7 +368,7 @@ def open_data(folder: str | Path) -> TokenData:
         return open_foreign(folder, files)
     try:
         return open_own(folder)
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (*ABSENT, ValueError, KeyError, TypeError) as e:
         problem = f"no {e}" if isinstance(e, KeyError) else str(e)
         raise UserError(
             f"{folder} is not a complete data folder ({problem}); make it again with `{remake_command(folder)}`"

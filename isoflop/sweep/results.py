@@ -201,7 +201,7 @@ class ResultsFile:
         """Take the row of a run that finished, and was killed before its row was written, from its run.json."""
         try:
             record = read_record(Path(cell.tc.out_dir) / "run.json")
-        except OSError:  # not there
+        except files.ABSENT:
             return False
         if record.run_id != cell.run_id or record.status in UNFINISHED:
             return False

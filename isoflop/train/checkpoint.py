@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from isoflop.distributed import DistributedEnv
-from isoflop.files import fsync, read_json, sha256, write_json, write_text
+from isoflop.files import ABSENT, fsync, read_json, sha256, write_json, write_text
 from isoflop.optim.schedule import lr_at
 from isoflop.options import UserError
 from isoflop.tensors import is_sharded, read_parts, write_parts, write_tensors
@@ -110,12 +110,12 @@ def find(out_dir: Path, requested: str) -> Checkpoint | None:
 
 
 def load(folder: Path) -> Checkpoint:
-    """A whole checkpoint; ValueError says what is damaged."""
+    """A whole checkpoint; ValueError says what is damaged, OSError why it can't be read."""
     try:
         return Checkpoint(folder, check_files(folder))
     except KeyError as error:
         raise ValueError(f"no {error}") from None
-    except (OSError, TypeError) as error:
+    except (*ABSENT, TypeError) as error:
         raise ValueError(str(error)) from None
 
 
@@ -267,19 +267,22 @@ def remove_old(folder: Path, kept: int = KEPT):
 
 
 def finished(out_dir: Path) -> dict | None:
-    """The record in a folder, or None."""
+    """The record in a folder, or None; UserError where its run.json has been edited into something else."""
+    path = out_dir / "run.json"
     try:
-        record = read_json(out_dir / "run.json")
+        record = read_json(path)
         record["run_id"]
         return record
-    except (OSError, ValueError, KeyError, TypeError):
+    except ABSENT:
         return None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged; --overwrite runs the run again") from None
 
 
 def finished_run(out_dir: Path, run_id: str) -> RunRecord | None:
     """The record in a folder, where it is of the run `run_id`, which ended ok and left its weights; else None.
 
-    UserError for a record that has been edited into something else.
+    UserError as from finished().
     """
     found = finished(out_dir)
     if found is None or found["run_id"] != run_id or found.get("status") != "ok":
