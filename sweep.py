@@ -460,7 +460,10 @@ def run(parser: Parser, args) -> int:
     if ranks > 1 and (sc.print_commands or sc.collect or sc.slurm is not None):
         raise UserError("--print_commands, --collect and --slurm take one process: leave torchrun out")
     parent = os.getppid()
-    with stop_signals() as signalled:
+    heeded = stop_signals()
+    if sc.dry_run:  # which has nothing to save: a signal, or a closed pipe, ends it
+        heeded = contextlib.nullcontext(lambda: False)
+    with heeded as signalled:
 
         def stop() -> bool:
             return signalled() or (ranks > 1 and os.getppid() != parent)  # the second: torchrun was killed

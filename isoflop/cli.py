@@ -20,6 +20,7 @@ A dataclass that is made of more flags than its fields (ModelConfig: --preset, -
 """
 
 import argparse
+import codecs
 import os
 import re
 import sys
@@ -275,7 +276,10 @@ def run_main(parser: Parser, function, argv=None, interrupted="nothing more was 
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
+            encoding = stream.encoding
+            if codecs.lookup(encoding).name == "ascii":  # of the C locale, where no text of ours would survive
+                encoding = "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")  # names of files need not be UTF-8
     warnings.filterwarnings("ignore", category=RuntimeWarning)  # NumPy's: results that matter are checked
     args = parser.parse_args(argv)
     try:

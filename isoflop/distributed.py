@@ -25,6 +25,15 @@ def _warn_once(text: str):
     print(text, file=sys.stderr)
 
 
+def _print_to_stderr():
+    """Let stdout, which is closed, be stderr, or /dev/null where that is closed, too (`2>&1 | head`)."""
+    try:
+        print("standard output is closed", file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+
 @dataclass(frozen=True)
 class DistributedEnv:
     """This process among all of a run. Rank 0 prints and writes files."""
@@ -36,7 +45,8 @@ class DistributedEnv:
     def print0(self, *args):
         """Print on rank 0, above a progress bar where there is one.
 
-        A full disk under a redirected stdout does not end the run, whose record may go to another disk.
+        A full disk under a redirected stdout does not end the run, whose record may go to another disk. A reader that
+        is gone (`| head`) is a terminal that is closed: the run is saved, as at SIGHUP.
         """
         if self.rank != 0:
             return
@@ -44,7 +54,10 @@ class DistributedEnv:
             tqdm.write(" ".join(str(a) for a in args), file=sys.stdout)
             sys.stdout.flush()
         except BrokenPipeError:
-            raise
+            if not hasattr(signal, "SIGHUP") or signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+                raise  # nobody would save
+            _print_to_stderr()
+            signal.raise_signal(signal.SIGHUP)
         except OSError as error:
             _warn_once(f"warning: standard output: {error.strerror}; the run continues without it")
 

@@ -20,6 +20,7 @@ import errno
 import math
 import numbers
 import re
+import sys
 
 MOST_SHOWN = 60  # characters of a value in a message
 MOST_DIGITS = 30  # of a typed integer: more is a slip, and 1e999999999 would fill the memory
@@ -159,7 +160,10 @@ def parse_value(f, text: str, may_be_none: bool = False):
     else:
         value = text
         if not text.isascii() and text.encode("utf-8", "replace").decode("utf-8") != text:
-            raise UserError(f"{ascii(text)} must be text in UTF-8; rename it")
+            way_out = "rename it"
+            if not sys.getfilesystemencoding().startswith("utf"):  # an ASCII locale, in which Python does not read it
+                way_out = "set PYTHONUTF8=1, or rename it"
+            raise UserError(f"{ascii(text)} must be text in UTF-8; {way_out}")
     if (f.metadata["choices"] or kind is bool) and mistake_in(f, value):
         raise UserError(f"{_shown(text)} must be {expected(f)}")
     return value

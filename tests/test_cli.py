@@ -366,6 +366,17 @@ def test_a_closed_pipe_is_quiet():
     assert process.communicate(timeout=60)[1] == "" and process.returncode == 1
 
 
+def test_a_c_locale_prints_utf_8_and_says_why_it_reads_none():
+    code = "import sys; from isoflop.cli import Parser, run_main; p = Parser('t.py', '')\n"
+    code += "p.flag('text', str, '', 'a text')\n"
+    code += "sys.exit(run_main(p, lambda p, args: print('caf\\xe9'), sys.argv[1:]))"
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, env=env, capture_output=True).stdout.decode() == "café\n"
+    done = subprocess.run([*command, "--text", "é".encode()], env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and "must be text in UTF-8; set PYTHONUTF8=1, or rename it" in done.stderr
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_full_disk_under_stdout_is_one_line(unbuffered):

@@ -286,9 +286,13 @@ def test_mistake_under_torchrun_is_said_once(toy_data, script):
 def start(tmp_path, *command):
     out = open(tmp_path / "out.txt", "w")
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    heard = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)  # noqa: E731  nohup ignores it, and so would the run
     command = [sys.executable, *map(str, command)]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=out, preexec_fn=heard)
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=out, preexec_fn=heed_sighup)
+
+
+def heed_sighup():
+    """nohup ignores it, and so would the run."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def wait_for(path, text, seconds=300):
@@ -312,6 +316,25 @@ def test_a_signal_saves_and_names_the_command_that_resumes(toy_data, tmp_path, s
     found = checkpoint.find(tmp_path / "run", "auto")
     assert found.step >= 40 and str(found.folder) in lines[-2]
     assert not (tmp_path / "run" / "run.json").exists(), "an interrupted run has no record yet"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP here")
+@pytest.mark.parametrize("both", [False, True])
+def test_a_closed_pipe_saves(toy_data, tmp_path, both):
+    """python train.py | head -1, and 2>&1 | head -1."""
+    flags = [*SMALL_FLAGS, "--max_iters", "100000", "--batch_size", "4", "--data_dir", toy_data, "--log_every", "1"]
+    command = [sys.executable, "train.py", *flags, "--out_dir", str(tmp_path / "run")]
+    stderr = subprocess.STDOUT if both else subprocess.PIPE
+    pipes = {"stdout": subprocess.PIPE, "stderr": stderr}
+    run = subprocess.Popen(command, cwd=ROOT, text=True, preexec_fn=heed_sighup, **pipes)
+    run.stdout.readline()
+    run.stdout.close()
+    err = "" if both else run.stderr.read()
+    assert run.wait(60) == 75
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    if not both:
+        assert err.startswith("standard output is closed\n") and f"saved as {saved}; resume with" in err
 
 
 @pytest.mark.slow
