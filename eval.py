@@ -208,12 +208,15 @@ def evaluate_model(config: EvalConfig) -> int:
     result = {"when": now(), "ckpt": str(config.ckpt), "run_id": found.record.get("run_id"), "results": rows}
     if harness:
         result |= {"lm_eval": harness.version, "left_out": harness.left_out}
+    problem = None
+    try:
+        append_line(path, json.dumps(result))  # before they are printed: stdout may be closed, or full
+    except OSError as error:
+        problem = UserError(f"{path} can't be written ({error.strerror}); name another with --out")
     print(table(rows))
     print_left_out(harness)
-    try:
-        append_line(path, json.dumps(result))
-    except OSError as error:
-        raise UserError(f"{path} can't be written ({error.strerror}); name another with --out") from None
+    if problem:
+        raise problem
     print(path)
     return 0
 

@@ -18,7 +18,6 @@ passed on to every cell. isoflop/sweep/grid.py says which cells there are.
 
 import isoflop.installed  # noqa: F401 isort: skip
 import contextlib
-import csv
 import dataclasses
 import gc
 import os
@@ -40,7 +39,7 @@ from isoflop.data import config, reader
 from isoflop.device import pick_device
 from isoflop.distributed import DistributedEnv, launch, stop_signals
 from isoflop.eval import scores
-from isoflop.files import Unwritable, folder_lock
+from isoflop.files import Unwritable, folder_lock, read_csv
 from isoflop.fit import report
 from isoflop.options import UserError
 from isoflop.sweep import (
@@ -193,9 +192,8 @@ def default_text(out_dir: str) -> str:
     """
     default = TrainConfig.data_dir
     begun = ""
-    with contextlib.suppress(OSError, UserError, StopIteration):
-        with open(Path(out_dir, "runs.csv"), encoding="utf-8-sig", newline="") as f:
-            begun = (next(csv.DictReader(f)).get("data") or "").partition("@")[0]
+    with contextlib.suppress(OSError, UserError, IndexError):
+        begun = read_csv(Path(out_dir, "runs.csv"))[1][0].get("data", "").partition("@")[0]
     if Path(default).is_dir() and begun in ("", Path(default).name):
         return default
     return str(data.prepare(config.DataConfig(source="stdlib")))

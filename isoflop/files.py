@@ -11,8 +11,10 @@ A reader sees the old file or the whole new one. Nothing here knows what the fil
 """
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -221,6 +223,28 @@ def read_json(path, most_bytes: int = MOST_JSON_BYTES):
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not JSON ({reason})") from None
+
+
+def read_csv(path) -> tuple[list[str], list[dict]]:
+    """(header, rows) of a CSV file; a row is {column: text}, "" where it is short. OSError where it can't be read.
+
+    It may come from a spreadsheet: a byte-order mark, semicolons or tabs. A NUL is read as U+FFFD, which is no number.
+    UserError for what is no text, or a row with more cells than the header.
+    """
+    try:
+        text = regular(path).read_text("utf-8-sig").replace("\0", "\ufffd")  # Python 3.10's csv reads no NUL
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from None
+    separator = max(",;\t", key=text.partition("\n")[0].count)
+    reader, rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, restval=""), []
+    try:
+        for row in reader:
+            rows.append(row)
+            if any(row.pop(None, ())):
+                raise csv.Error("it has more cells than the header")
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.reader.line_num}: {error}; correct the line, or remove it") from None
+    return list(reader.fieldnames or ()), rows
 
 
 def check_fields(found, kinds: dict, where: str, needed=()):

@@ -44,6 +44,17 @@ def test_loss_is_the_runs_own(finished_run, toy_data, capsys):
     assert rows[0]["stderr"] == pytest.approx(record.val_loss_se, rel=1e-4)
 
 
+def test_scores_are_kept_where_they_can_not_be_printed(finished_run, toy_data, tmp_path, monkeypatch):
+    def closed(rows):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(eval, "table", closed)
+    monkeypatch.setattr("os.dup2", lambda *_: None)  # of run_main
+    flags = ["--ckpt", finished_run[0], "--data_dir", toy_data, "--val_tokens", 512, "--out", tmp_path / "e.jsonl"]
+    assert eval.main([str(flag) for flag in flags]) == 1
+    assert json.loads((tmp_path / "e.jsonl").read_text())["results"]
+
+
 def test_a_text_in_other_tokens_is_put_into_the_models(finished_run, toy_data, tmp_path, capsys):
     """The same documents in other tokens: in bits per byte the model is as good on them as on its own."""
     texts = tmp_path / "t.jsonl"

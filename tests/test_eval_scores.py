@@ -39,6 +39,19 @@ def test_a_torn_line_is_scored_again_and_spoils_nothing(folder):
     assert [r["run_id"] for r in scores.read_scores(folder)] == ["0" * 12]
     scores.append(folder, [row("a" * 12)])
     assert [r["run_id"] for r in scores.read_scores(folder)] == ["0" * 12, "a" * 12]
+    path.write_bytes(path.read_bytes()[:-15] + bytes(15))  # as a power cut leaves it
+    assert [r["run_id"] for r in scores.read_scores(folder)] == ["0" * 12]
+    scores.append(folder, [row("a" * 12)])
+    assert [r["run_id"] for r in scores.read_scores(folder)] == ["0" * 12, "a" * 12]
+
+
+@pytest.mark.parametrize("line", ["[]", "{", '{"task": "piqa"}'])
+def test_a_run_s_damaged_evals_are_named(folder, line):
+    path = folder / "cells" / ("0" * 12) / "evals.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text(line + "\n")
+    with pytest.raises(UserError, match="evals.jsonl is damaged .*; remove it, and score its run with eval.py --sweep"):
+        scores.gather(folder, scores.read_runs(folder))
 
 
 def test_scores_become_columns(folder):

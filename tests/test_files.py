@@ -18,6 +18,7 @@ from isoflop.files import (
     folder_lock,
     fsync,
     naming,
+    read_csv,
     read_json,
     sha256,
     staged,
@@ -237,6 +238,27 @@ def test_what_is_no_json_is_said_in_a_line(tmp_path, raw, says):
     with pytest.raises(UserError) as error:
         read_json(tmp_path / "a.json", 150_000)
     assert says in str(error.value) and "\n" not in str(error.value) and str(tmp_path / "a.json") in str(error.value)
+
+
+@pytest.mark.parametrize("separator", ",;\t")
+def test_csv_is_read_as_spreadsheets_and_kills_leave_it(tmp_path, separator):
+    path, text = tmp_path / "a.csv", 'a,b\r\n1,"x\ny"\r\n\x002,\r\n3'
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace(",", separator).encode())
+    rows = [{"a": "1", "b": "x\ny"}, {"a": "\ufffd2", "b": ""}, {"a": "3", "b": ""}]
+    assert read_csv(path) == (["a", "b"], rows)
+    path.write_text("")
+    assert read_csv(path) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "raw, says",
+    [(b"a,b\n1,2\n1,2,3\n", "a.csv, line 3: it has more cells than the header"), (b"a\n\xe9\n", "is not UTF-8 text"),
+     (b"a\n1\n" + b"x" * 200_000, "a.csv, line 3: field larger than field limit")],
+)  # fmt: skip
+def test_a_damaged_csv_is_named_in_a_line(tmp_path, raw, says):
+    (tmp_path / "a.csv").write_bytes(raw)
+    with pytest.raises(UserError, match=says):
+        read_csv(tmp_path / "a.csv")
 
 
 def test_what_is_no_file(tmp_path):

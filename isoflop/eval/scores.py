@@ -5,7 +5,7 @@ import io
 import re
 from pathlib import Path
 
-from isoflop.files import append_line, parse_json, regular, write_text
+from isoflop.files import ABSENT, append_line, check_fields, parse_json, read_csv, regular, write_text
 from isoflop.options import UserError
 
 COLUMNS = "run_id asked limit task metric score stderr chance centred shots n when".split()  # of scores.csv
@@ -14,20 +14,12 @@ COLUMNS = "run_id asked limit task metric score stderr chance centred shots n wh
 def read_runs(folder: Path) -> list[dict]:
     """The rows of a sweep's runs.csv; UserError where there are none."""
     try:
-        runs = _read(folder / "runs.csv")[1]
-    except OSError as error:
+        runs = read_csv(folder / "runs.csv")[1]
+    except ABSENT as error:
         raise UserError(f"--sweep {folder}: no runs.csv ({error.strerror}); sweep.py makes one") from None
     if not runs or "run_id" not in runs[0]:
         raise UserError(f"--sweep {folder}: runs.csv has no runs; name the --out_dir of a sweep")
     return runs
-
-
-def _read(path: Path) -> tuple[list[str], list[dict]]:
-    """(header, rows) of a CSV file, also as a spreadsheet saves it: a byte-order mark, semicolons or tabs."""
-    text = regular(path).read_text("utf-8-sig")
-    separator = max(",;\t", key=text.partition("\n")[0].count)
-    reader = csv.DictReader(io.StringIO(text), delimiter=separator)
-    return list(reader.fieldnames or ()), list(reader)
 
 
 def read_scores(folder: Path) -> list[dict]:
@@ -35,7 +27,7 @@ def read_scores(folder: Path) -> list[dict]:
     path = folder / "scores.csv"
     if not path.exists():
         return []
-    header, rows = _read(path)
+    header, rows = read_csv(path)
     if header != COLUMNS:
         raise UserError(f"{path} has another header; it is left as it is: move it away")
     return [row for row in rows if row["when"]]
@@ -72,8 +64,7 @@ def gather(folder: Path, runs: list[dict]) -> int:
     for run in runs:
         path, found = folder / "cells" / run["run_id"] / "evals.jsonl", []
         if run["status"] == "ok" and path.is_file():
-            for line in regular(path).read_text().splitlines():
-                row = parse_json(line)
+            for row in _evals(path):
                 known = (run["run_id"], row.get("asked"), row.get("limit")) in held
                 if "task" in row and row["step"] == int(run["steps"]) and not known:
                     found.append(row | {"run_id": run["run_id"], "when": run["started"]})
@@ -83,12 +74,23 @@ def gather(folder: Path, runs: list[dict]) -> int:
     return count
 
 
+def _evals(path: Path) -> list[dict]:
+    """The lines of a run's evals.jsonl; UserError where one is wrong."""
+    try:
+        rows = [parse_json(line) for line in regular(path).read_text("utf-8-sig").splitlines()]
+        for row in rows:
+            check_fields(row, {"step": int}, "a line", needed=("step",))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); remove it, and score its run with eval.py --sweep") from None
+    return rows
+
+
 def join(folder: Path) -> Path:
     """runs_scores.csv: runs.csv and a column for each score and its standard error; made anew each time.
 
     They are score_TASK and score_TASK_se, and of losses on a text val_loss@TEXT and bits_per_byte@TEXT.
     """
-    header, runs = _read(folder / "runs.csv")
+    header, runs = read_csv(folder / "runs.csv")
     latest, columns = {}, {}
     for row in read_scores(folder):
         latest[row["run_id"], row["task"]] = row

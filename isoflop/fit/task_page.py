@@ -4,14 +4,13 @@ fit.py --law_of task: the columns of scores, the page and the picture of task_la
     >>> section, text, draw = answer(table, options, targets=None)
 """
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from isoflop.display import estimate, fixed, markdown_table, percent, sig, text_table
-from isoflop.files import regular
+from isoflop.files import read_csv
 from isoflop.fit.axes import COLOURS, figure, legend
 from isoflop.fit.columns import shown
 from isoflop.fit.names import column, key_of
@@ -165,9 +164,8 @@ def chances_of(scores, options, files) -> list[tuple[float, str]]:
 def read_chances(path: Path) -> dict[str, float]:
     """{task: chance} of eval.py --sweep's scores.csv; {} without that file."""
     try:
-        with open(regular(path), encoding="utf-8", newline="") as f:
-            rows = [(row.get("task"), row.get("chance")) for row in csv.DictReader(f)]
-    except (OSError, UserError, UnicodeDecodeError, csv.Error):
+        rows = [(row.get("task"), row.get("chance")) for row in read_csv(path)[1]]
+    except (OSError, UserError):
         return {}
     out = {}
     for task, chance in rows:

@@ -1,6 +1,5 @@
 """The machine that a run is planned for: speed, price, memory, and what a run takes of them."""
 
-import csv
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from isoflop import gpus
 from isoflop.config import ModelConfig
-from isoflop.files import read_json
+from isoflop.files import read_csv, read_json
 from isoflop.flops import flops_per_token_exact
 from isoflop.options import UserError
 from isoflop.plan.memory import Memory, estimate_memory
@@ -179,7 +178,4 @@ def _rows(path: Path) -> list[dict]:
         if not isinstance(row, dict):
             raise ValueError("not a record")
         return [row]
-    if path.exists() and not path.is_file():
-        raise ValueError("not a file")
-    with open(path, encoding="utf-8-sig", newline="") as f:
-        return list(csv.DictReader(f))
+    return read_csv(path)[1]

@@ -18,7 +18,7 @@ import numpy as np
 
 from isoflop import display
 from isoflop.cli import Parser, UserError, run_main
-from isoflop.files import atomic, write_text
+from isoflop.files import atomic, read_csv, write_text
 from isoflop.fit import axes
 from isoflop.fit.isoflop import fit_isoflop
 
@@ -278,8 +278,7 @@ def read(folder: str | Path) -> tuple[Path, list[dict]]:
     if not found:
         raise UserError(f"{folder} has no {NAMES[0]}; name the out_dir of python sweep.py --ablation porian")
     path = found[0]
-    with open(path, newline="", encoding="utf-8-sig") as f:
-        rows = list(csv.DictReader(f))
+    rows = read_csv(path)[1]
     if not rows or set(COLUMNS) - set(rows[0]):
         raise UserError(f"{path} does not have the columns of an ablation: {', '.join(COLUMNS[:8])}, ..")
     for i, row in enumerate(rows, 2):
