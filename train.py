@@ -255,6 +255,8 @@ def claim(run: Setup, held: contextlib.ExitStack, lock: bool):
     """Make sure that out_dir can be written; with `lock`, and that no other process does, until `held` is closed."""
     if lock:
         held.enter_context(folder_lock(run.out_dir, "train.py"))
+    if not run.tc.overwrite:  # again: another process may have ended since
+        checkpoint.check_no_other_run(run.out_dir, run.run_id)
     writable_folder(run.out_dir)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from isoflop import laws
-from isoflop.fit.isoflop import expected_bias, fit_isoflop, group_budgets, hold_bias
+from isoflop.fit.isoflop import expected_bias, fit_isoflop, group_budgets, hold_bias, is_exponent
 from isoflop.fit.table import read
 from isoflop.options import UserError
 
@@ -107,6 +107,7 @@ def test_refusals():
     assert code(c <= 3e18) == "two_budgets"
     assert code(c > 0, n) == "no_interior_minimum"
     backwards = (np.log(n) - 20 + np.log(c / 1e19)) ** 2 + 3
+    assert [is_exponent(a) for a in (0.5, 1e-17, 1 - 1e-16, np.nan)] == [True, False, False, False]
     assert code(c > 0, backwards) in ("runaway_exponent", "no_interior_minimum")
     with pytest.raises(UserError, match="--isoflop_method best is not known; use one of"):
         fit_isoflop(n, d, c, loss, how="best")

@@ -153,6 +153,20 @@ def test_one_process_holds_a_folder(toy_data, tmp_path, capsys):
     assert train_module.main([*flags, "--out_dir", str(tmp_path / "run")]) == 0, "a lock that was let go blocks nobody"
 
 
+def test_a_run_that_ends_between_check_and_lock_is_not_buried(toy_data, tmp_path, monkeypatch):
+    lock = train_module.folder_lock
+
+    def late(*args):
+        monkeypatch.undo()
+        train(MC, small_run(toy_data, tmp_path / "run"), quiet=True)
+        return lock(*args)
+
+    monkeypatch.setattr(train_module, "folder_lock", late)
+    with pytest.raises(ValueError, match="holds another run"):
+        train(MC, small_run(toy_data, tmp_path / "run", seed=1), quiet=True, lock=True)
+    assert record_of(tmp_path / "run")["seed"] == 0
+
+
 def test_a_record_is_not_buried(toy_data, tmp_path):
     train(MC, small_run(toy_data, tmp_path / "run"), quiet=True)
     before = (tmp_path / "run" / "run.json").read_text()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from isoflop.fit.huber import Refusal
-from isoflop.fit.isoflop import IsoflopFit
+from isoflop.fit.isoflop import IsoflopFit, is_exponent
 from isoflop.options import UserError
 
 RULES = ("hull", "bins")
@@ -83,7 +83,7 @@ def fit_envelope(curve, rule="hull", keep_ends=False, resamples=1000, seed=0):
     if line is None:
         why = "fewer than two sizes other than the smallest and largest ever hold the lowest loss; train more sizes"
         return _refused(fit, "no_interior_size", why)
-    if not 1e-9 < line["a"] < 1 - 1e-9:  # an end that is met to within rounding is no exponent, either
+    if not is_exponent(line["a"]):
         why = "N_opt does not rise with C between 0 and 1 in logs along the envelope; train more sizes"
         return _refused(fit, "runaway_exponent", why)
     draws, refusals = _draws(curves, rule, keep_ends, resamples, np.random.default_rng(seed))

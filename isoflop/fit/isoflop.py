@@ -298,6 +298,11 @@ def _without_interval(budgets):
     return (Refusal("isoflop", "budgets_without_interval", why),)
 
 
+def is_exponent(a) -> bool:
+    """Whether a in N_opt ~ C^a lies between 0 and 1; an end that is met to within rounding is no exponent, either."""
+    return bool(1e-9 < a < 1 - 1e-9)
+
+
 def _with_lines(fit, curves, minima):
     """The fit with its two power laws and the scatter about them, or with the reason why there are none."""
     n_ok = int(minima.ok.sum())
@@ -315,7 +320,7 @@ def _with_lines(fit, curves, minima):
     ln_c = np.array([curve.ln_c for curve in curves])
     (a,), (ln_k_n,), _ = _lines(ln_c, minima.ln_n, minima.ok)
     (b,), (ln_k_d,), _ = _lines(ln_c, _tokens(curves, minima.ln_n), minima.ok)
-    if not 0 < a < 1:
+    if not is_exponent(a):
         why = "N_opt does not rise with C between 0 and 1 in logs: the optima are noise; add sizes, seeds or budgets"
         return replace(fit, refusals=(Refusal("isoflop", "runaway_exponent", why),))
     rest = (minima.ln_n - ln_k_n - a * ln_c)[minima.ok]
