@@ -271,9 +271,9 @@ def check_fields(found, kinds: dict, where: str, needed=()):
 class Unwritable(UserError):
     """A folder can't be written: that concerns every run which is to go there."""
 
-    def __init__(self, flag: str, folder, error: OSError):
+    def __init__(self, flag: str, folder, error: OSError, where: str = ""):
         way_out = WAYS_OUT[error.errno] if error.errno in FULL else "name another folder"
-        super().__init__(f"{flag} {folder} can't be written ({error.strerror}); {way_out}")
+        super().__init__(f"{flag} {folder} can't be written ({error.strerror}{where}); {way_out}")
 
 
 def writable_folder(folder, flag: str = "--out_dir") -> Path:
@@ -302,7 +302,8 @@ def folder_lock(folder, what: str, flag: str = "--out_dir", shown=None, name: st
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder / name, "a+")
     except OSError as error:
-        raise Unwritable(flag, shown, error) from None
+        where = f" in {folder.parent}" if shown != folder else ""  # made beside `shown`, which may be writable itself
+        raise Unwritable(flag, shown, error, where) from None
     with handle:
         try:
             import fcntl

@@ -322,6 +322,9 @@ def test_messages_of_a_lock_name_what_the_user_knows(tmp_path):
     with pytest.raises(UserError, match="can't be written"):
         with folder_lock(tmp_path / "file", "sweep"):
             pass
+    with pytest.raises(UserError, match=rf"^--out_dir x can't be written \(Not a directory in {tmp_path}/file\); name"):
+        with folder_lock(tmp_path / "file" / "y", "data.py", shown="x"):
+            pass
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
