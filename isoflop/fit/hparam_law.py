@@ -22,6 +22,7 @@ LEAST_VALUES = 3  # distinct rates, and batches, that a cell needs
 LEAST_RUNS = {1: 4, 2: 8}  # runs near the bottom, of a quadratic in so many variables
 MORE_RUNS = {1: 5, 2: 12}  # so many are taken, however far they lie above the bottom
 LEAST_CELLS = 3
+LEAST_SIZES = 4  # three have two degrees of freedom: how much their cells err together can't be told
 DRAWS = 1000
 ROUNDS = 20  # of choosing the runs near the bottom
 FAR = 4.0  # robust standard deviations from which a run is no part of the quadratic
@@ -226,8 +227,36 @@ def _weighted(features, y, w):
     return covariance @ (features.T @ (w * y)), covariance
 
 
+def _by_size(features, residual, w, covariance, n):
+    """
+    Standard errors (P,) where the cells of one N err together, and how many N there are; None below LEAST_SIZES.
+
+    Notes
+    -----
+    Sandwich by sizes, each size's residuals divided by the root of what its own cells leave of them (CR2: Bell and
+    McCaffrey 2002): a rate that is too high for one model is so at all of its D, which cells taken alone don't show.
+    """
+    sizes = np.unique(n)
+    if len(sizes) < LEAST_SIZES:
+        return None
+    meat = np.zeros_like(covariance)
+    for size in sizes:
+        mine = n == size
+        root = np.sqrt(w[mine])
+        rows = root[:, None] * features[mine]
+        left, axes = np.linalg.eigh(np.eye(len(rows)) - rows @ covariance @ rows.T)
+        spread = np.where(left > 1e-6, 1.0 / np.sqrt(np.maximum(left, 1e-6)), 0.0)
+        score = rows.T @ ((axes * spread) @ axes.T @ (root * residual[mine]))
+        meat += np.outer(score, score)
+    return np.sqrt(np.diag(covariance @ meat @ covariance)), len(sizes)
+
+
 def fit_form(letters, n, d, c, y, se) -> PowerForm | None:
-    """One form by weighted least squares, its intervals by Student's t; None where the cells can't tell its letters."""
+    """
+    One form by weighted least squares; None where the cells can't tell its letters.
+
+    Intervals by Student's t, the wider of two for each letter: cells that err one by one, and those of a size together.
+    """
     from scipy.special import stdtrit  # scipy.stats takes seconds to load
 
     features = _features(letters, n, d, c)
@@ -240,6 +269,10 @@ def fit_form(letters, n, d, c, y, se) -> PowerForm | None:
     residual = y - features @ beta
     scale = (w * residual**2).sum() / freedom
     half = stdtrit(freedom, 0.975) * np.sqrt(scale * np.diag(covariance))
+    together = _by_size(features, residual, w, covariance, n)
+    if together is not None:
+        errors, sizes = together
+        half = np.maximum(half, stdtrit(sizes - 1, 0.975) * errors)
     held = []
     for i in range(len(y)):
         rest = np.arange(len(y)) != i
