@@ -289,6 +289,14 @@ def writable_folder(folder, flag: str = "--out_dir") -> Path:
     return folder
 
 
+def _is_there(handle, path: Path) -> bool:
+    """Whether an open file is the one at path."""
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 @contextlib.contextmanager
 def folder_lock(folder, what: str, flag: str = "--out_dir", shown=None, name: str = ".lock") -> Iterator[None]:
     """Hold a folder for this process, as the one `what` ("sweep") that uses it; UserError where another does.
@@ -324,6 +332,10 @@ def folder_lock(folder, what: str, flag: str = "--out_dir", shown=None, name: st
                 ) from None
             text = f"warning: {shown} is on a disk without locks: make sure that no other {what} uses it"
             print(text, file=sys.stderr)
+        if not _is_there(handle, folder / name):  # a former holder has removed the folder: that lock is of no file
+            with folder_lock(folder, what, flag, shown, name):
+                yield
+            return
         with contextlib.suppress(OSError):  # a full disk: the lock holds, only its note is missing
             handle.truncate(0)
             note = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}\n"

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -310,6 +311,22 @@ def test_a_folder_is_held_by_one(tmp_path):
             pass
     with folder_lock(folder, "sweep"):
         pass
+
+
+def test_a_lock_of_a_file_that_its_holder_has_removed_is_taken_anew(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    folder, taken, flock = tmp_path / "stage", [], fcntl.flock
+
+    def slow(handle, how):
+        if not taken:  # the holder ends, and removes the folder, between open() and flock()
+            shutil.rmtree(folder)
+        taken.append(flock(handle, how))
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    with folder_lock(folder, "data.py"):
+        assert len(taken) == 2 and "process" in (folder / ".lock").read_text()
+        with pytest.raises(UserError, match="in use"), folder_lock(folder, "data.py"):
+            pass
 
 
 def test_messages_of_a_lock_name_what_the_user_knows(tmp_path):
