@@ -13,6 +13,7 @@ import csv
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -59,12 +60,12 @@ def hparam_runs(noise, cube, seed):
     return np.array(rows).T
 
 
-def hparam_coverage(tables):
+def hparam_coverage(seeds):
     out = []
     for cube in (0.0, CUBE):
         for noise in (0.0005, 0.001, 0.002):
             held = []
-            for seed in range(tables):
+            for seed in seeds:
                 found = fit_hparams(*hparam_runs(noise, cube, seed), seed=seed)
                 lr = next(form for form in found.lr_forms if form.letters == "ND")
                 batch = next(form for form in found.batch_forms if form.letters == "D")
@@ -92,14 +93,14 @@ DATA = {
 DATA["excess"]["K"] = 0.01 / (1e8 / 1e9**0.8)
 
 
-def data_coverage(tables):
+def data_coverage(seeds):
     grid = np.meshgrid([2e7, 6e7, 2e8, 6e8], [1e8, 4e8, 1.6e9, 6.4e9], 2.0 ** np.arange(6), indexing="ij")
     n, u, epochs = (v.ravel() for v in grid)
     d, out = u * epochs, []
     for form, letters in DATA.items():
         truth = from_letters(form, letters).loss(n, d, u)
         held = []
-        for seed in range(tables):
+        for seed in seeds:
             loss = truth * np.exp(0.005 * np.random.default_rng(seed).standard_normal(len(n)))
             fit = fit_data_law(n, d, u, loss, form=form, resamples=200, seed=seed)
             held.append([inside(value, fit.ci(letter)) for letter, value in letters.items()])
@@ -122,26 +123,78 @@ LADDER = [(n, 20.0 * m * n) for n in (1.9e8, 3.7e8, 7.6e8, 1.28e9) for m in (1, 
 AHEAD = [(3.2e9, 64e9), (7e9, 1.4e11), (7e9, 4e12)]
 
 
-def task_coverage(tables):
+def drawn_law(form, rng):
+    """(loss of N and D, score of the loss): letters drawn about as the weak priors of task_law.py have them, laws kept
+    whose floor is .3 to .98 of the least loss, whose best runs are above chance, and which end below 1."""
     n, d = np.array(LADDER).T
-    out = []
-    for name, curve in CURVES.items():
-        for noise in (0.002, 0.005, 0.01):
-            held = []
-            for seed in range(tables):
-                rng = np.random.default_rng(seed)
-                x = task_loss(n, d) * np.exp(noise * rng.standard_normal(len(n)))
-                y = curve(x) + noise * rng.standard_normal(len(n))
-                fit = fit_task("task", n, d, 6 * n * d, x, y, 0.25, seed=seed)
-                one = []
-                for far in AHEAD:
-                    found, truth = fit.predict(*far), curve(task_loss(*far))
-                    new = curve(task_loss(*far) * np.exp(noise * rng.standard_normal())) + noise * rng.standard_normal()
-                    one += [inside(truth, found.ci95), inside(new, found.pi95)]
-                held.append(one)
-            said = [f"{end}, {c:.0f}x C" for c in _times() for end in ("ci95", "pi95")]
-            out.append(["task", f"{name}, 16 runs, noise {noise:.2%}", *_shares(held, said)])
+    middle = np.exp(np.log(n).mean()), np.exp(np.log(d).mean())
+    while True:
+        alpha, beta = np.maximum(0.35 + 0.15 * rng.standard_normal(2), 0.05)
+        a, b = 0.2 * np.exp(1.5 * rng.standard_normal(2))
+        floor = 0.6 * np.exp(0.5 * rng.standard_normal())
+        loss = partial(_sum_of_powers, floor, (a, alpha, middle[0]), (b, beta, middle[1]))
+        x = loss(n, d)
+        width, centre, low = np.ptp(x), np.median(x), 0.25 + 0.02 * rng.standard_normal()
+        if form == "sigmoid":
+            top = min(0.97 + 0.05 * rng.standard_normal(), 1.0)
+            k, x0 = 3 / width * np.exp(0.7 * rng.standard_normal()), centre + 1.5 * width * rng.standard_normal()
+            score = partial(_sigmoid, low, top, k, x0)
+        else:
+            lift, gamma = 0.25 * np.exp(rng.standard_normal()), 2 / width * np.exp(0.7 * rng.standard_normal())
+            score = partial(_exponential, low, lift, gamma, centre)
+        y = score(x)
+        told = np.sort(y)[-4:].mean() > 0.29 and np.ptp(y) > 0.03
+        if told and 0.3 < floor / x.min() < 0.98 and score(loss(*AHEAD[-1])) <= 1.0:
+            return loss, score
+
+
+def _sum_of_powers(floor, of_n, of_d, n, d):
+    (a, alpha, n0), (b, beta, d0) = of_n, of_d
+    return floor + a * (n / n0) ** -alpha + b * (d / d0) ** -beta
+
+
+def _sigmoid(low, top, k, x0, x):
+    return low + (top - low) / (1.0 + np.exp(np.clip(k * (x - x0), -500, 500)))
+
+
+def _exponential(low, lift, gamma, centre, x):
+    return low + lift * np.exp(-gamma * (x - centre))
+
+
+def task_coverage(seeds):
+    """Laws drawn as the priors have them, whose intervals should hold 95%; and one law near the middle of every prior,
+    whose intervals hold more where the runs' noise leaves much to the priors."""
+    out, said = [], [f"{end}, {c:.0f}x C" for c in _times() for end in ("ci95", "pi95")]
+    for kind in ("drawn", "one"):
+        for form in CURVES:
+            for noise in (0.002, 0.005, 0.01):
+                held = []
+                for seed in seeds:
+                    loss, score = task_loss, CURVES[form]
+                    if kind == "drawn":
+                        loss, score = drawn_law(form, np.random.default_rng([seed, 1]))
+                    one = _task_table(loss, score, noise, seed)
+                    if one:
+                        held.append(one)
+                label = f"{kind} {form}, 16 runs, noise {noise:.2%}, {len(held)} answered"
+                out.append(["task", label, *_shares(held, said)])
     return out
+
+
+def _task_table(loss, score, noise, seed):
+    """Whether the intervals of one table hold the score of the law and of a new run, at AHEAD; [] where refused."""
+    n, d = np.array(LADDER).T
+    rng, one = np.random.default_rng(seed), []
+    x = loss(n, d) * np.exp(noise * rng.standard_normal(len(n)))
+    y = np.minimum(score(x) + noise * rng.standard_normal(len(n)), 1.0)
+    fit = fit_task("task", n, d, 6 * n * d, x, y, 0.25, seed=seed)
+    if fit.refused:
+        return one
+    for far in AHEAD:
+        found, truth = fit.predict(*far), score(loss(*far))
+        new = score(loss(*far) * np.exp(noise * rng.standard_normal())) + noise * rng.standard_normal()
+        one += [inside(truth, found.ci95), inside(min(new, 1.0), found.pi95)]
+    return one
 
 
 def _times():
@@ -284,6 +337,7 @@ def gadre(folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", type=int, default=60, help="simulated tables per law")
+    parser.add_argument("--first_seed", type=int, default=0, help="of the simulated tables")
     parser.add_argument("--laws", nargs="+", default=["hparams", "data", "task"], help="of which laws")
     parser.add_argument("--step_law", help="Step Law's dense runs")
     parser.add_argument("--olmo", help="a clone of github.com/allenai/OLMo-ladder")
@@ -291,7 +345,7 @@ def main():
     args = parser.parse_args()
     coverage = {"hparams": hparam_coverage, "data": data_coverage, "task": task_coverage}
     for law in args.laws if args.tables else []:
-        rows = coverage[law](args.tables)
+        rows = coverage[law](range(args.first_seed, args.first_seed + args.tables))
         print(text_table(["law", f"{args.tables} tables of", "in ci95", "each"], rows, width=None), flush=True)
     for path, show in ((args.step_law, step_law), (args.olmo, olmo), (args.gadre, gadre)):
         if path:
