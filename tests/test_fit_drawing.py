@@ -21,7 +21,7 @@ def work():
 
 
 @pytest.mark.slow
-def test_pictures_drawn_beside_are_those_drawn_here(work, tmp_path):
+def test_pictures_drawn_beside_are_those_drawn_here(work, tmp_path, capfd):
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()
@@ -29,6 +29,7 @@ def test_pictures_drawn_beside_are_those_drawn_here(work, tmp_path):
     with drawing.Beside() as beside:
         assert beside.draw(*work, there, "png") == answer
     assert beside.process is None or beside.process.returncode is not None
+    assert capfd.readouterr() == ("", "")
     names = answer[0]
     assert len(names) >= 4 and filecmp.cmpfiles(here, there, names, shallow=False)[0] == names
     missing = tmp_path / "none" / "below"

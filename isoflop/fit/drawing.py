@@ -80,7 +80,7 @@ class Beside:
     """A process that draws, ended by the `with` that holds it or with this process; wanted=False is none."""
 
     def __init__(self, wanted: bool = True):
-        self.process = None
+        self.process, self.draws = None, False
         if not wanted or not sys.executable or (os.cpu_count() or 1) == 1:
             return
         command = [sys.executable, "-c", SERVE, json.dumps(sys.path)]
@@ -97,16 +97,22 @@ class Beside:
             with contextlib.suppress(OSError):
                 self.process.stdin.close()
             self.process.stdout.close()
-            self.process.terminate()
+            if self.draws:  # it removes what is half written
+                self.process.terminate()
+            else:
+                self.process.kill()
             self.process.wait()
 
     def draw(self, *work):
         """draw(*work), there if possible, else here."""
         if self.process is not None:
             with contextlib.suppress(OSError, EOFError, pickle.PickleError):
+                self.draws = True
                 pickle.dump(work, self.process.stdin)
                 self.process.stdin.flush()
-                return pickle.load(self.process.stdout)
+                answer = pickle.load(self.process.stdout)
+                self.draws = False
+                return answer
         return draw(*work)
 
 
