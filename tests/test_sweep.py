@@ -156,7 +156,7 @@ def test_rates_at_batches_are_all_run_and_their_law_is_fitted(toy_data, tmp_path
     assert (tmp_path / "out" / "runs.csv").read_bytes() == before
 
 
-@pytest.mark.parametrize("flags", [["--lrs", 0.3, 0.5, 0.7], ["--lrs", 0.3, 0.5, 0.7, "--seeds", 0, 1]])
+@pytest.mark.parametrize("flags", [["--lrs", 0.25, 0.5, 0.7], ["--lrs", 0.25, 0.5, 0.7, "--seeds", 0, 1]])
 def test_a_probe_that_is_a_cell_s_own_run_is_its_row(toy_data, tmp_path, monkeypatch, flags):
     """Where the best rate is the first or last tried, the cell can be the very run that tried it: it gets a row, once,
     and no second run."""
