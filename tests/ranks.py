@@ -1,6 +1,8 @@
 """Run under torchrun by test_optim_adamw.py: several trainings in one process group, and what a rank holds in each.
 
 torchrun --nproc_per_node=2 tests/ranks.py '{"out": ..., "runs": {"name": {TrainConfig}}}'
+
+A sharded model with Muon has each block gathered on its own, as large ones are; with AdamW all at once.
 """
 
 import json
@@ -14,6 +16,7 @@ import torch.distributed as dist
 import train as train_module
 from isoflop.config import ModelConfig
 from isoflop.distributed import launch
+from isoflop.optim import parallel
 from isoflop.optim.saved_state import local
 from isoflop.train.plan import TrainConfig
 
@@ -35,6 +38,7 @@ def main():
     with launch("cpu") as env:
         for name, run in requested["runs"].items():
             running.append(name)
+            parallel.UNIT = 1 if run.get("optimizer") == "muon" else 2**20
             tc = TrainConfig(**run, out_dir=f"{requested['out']}/{name}")
             train_module.train(ModelConfig(**SHAPE), tc, env, quiet=True)
         of_ranks = [None] * env.size

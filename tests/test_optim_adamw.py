@@ -13,7 +13,7 @@ from ranks import SHAPE
 
 from isoflop import device
 from isoflop.config import ModelConfig
-from isoflop.optim import adamw, param_groups
+from isoflop.optim import adamw, parallel, param_groups
 from isoflop.optim import muon as muon_
 from isoflop.optim.build import build
 from isoflop.optim.torch_optim import TorchOptimizer
@@ -302,6 +302,14 @@ def test_a_run_with_every_option_resumes_to_the_bit(toy_data, tmp_path, kind):
     parts = train(mc, TrainConfig(**common, out_dir=str(tmp_path / "parts"), resume=str(step)), quiet=True)
     files = [(tmp_path / d / "model.safetensors").read_bytes() for d in ("whole", "parts")]
     assert files[0] == files[1] and parts.val_loss == whole.val_loss
+
+
+def test_small_blocks_are_gathered_several_at_once(monkeypatch):
+    blocks = [torch.nn.Linear(10, 10, bias=False) for _ in range(5)]
+    for least, sizes in ((1, [1, 1, 1, 1, 1]), (101, [2, 2, 1]), (200, [2, 2, 1]), (2**20, [5])):
+        monkeypatch.setattr(parallel, "UNIT", least)
+        made = parallel.units(blocks)
+        assert [len(unit) for unit in made] == sizes and sum(made, []) == blocks
 
 
 def test_build_follows_the_plan():

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 SYNC_BUFFERS = "forward_sync_buffers"  # since torch 2.13, which warns of the name before
 if SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
     SYNC_BUFFERS = "broadcast_buffers"
+UNIT = 2**20  # weights
 
 
 def broadcast_weights(model):
@@ -32,9 +33,10 @@ def replicate(model, device: str) -> DistributedDataParallel:
 def shard(model, dtype: str, device: str):
     """Let each process hold an equal part of every weight, in place (FSDP2's fully_shard); so it is with gradients.
 
-    Blocks are gathered one after the other, in the compute type `dtype`, for their own part of each pass; embedding,
-    head and the rest for the whole pass. Gradients are reduced in float32, once a micro-batch. A model on the CPU goes
-    to `device` block by block: the whole is never there.
+    Blocks are gathered one after the other, small ones several at once (units()), in the compute type `dtype`, for
+    their own part of each pass, on a CPU until the step ends: there speed is short, not memory. Embedding, head and the
+    rest are gathered for the whole pass. Gradients are reduced in float32, once a micro-batch. A model on the CPU goes
+    to `device` unit by unit: the whole is never there.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -43,9 +45,24 @@ def shard(model, dtype: str, device: str):
     policy = MixedPrecisionPolicy()
     if dtype == "bfloat16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    for block in model.h:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+    for blocks in units(model.h):
+        fully_shard(blocks, mesh=mesh, mp_policy=policy, reshard_after_forward=device != "cpu")
     fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def units(blocks) -> list[list]:
+    """Consecutive blocks in lists of at least UNIT weights: a smaller message takes longer than what it carries.
+
+    The last list may be smaller. Blocks of models 300 and more wide are lists of their own.
+    """
+    out, size = [[]], 0
+    for block in blocks:
+        if size >= UNIT:
+            out.append([])
+            size = 0
+        out[-1].append(block)
+        size += sum(p.numel() for p in block.parameters())
+    return out
 
 
 def gather_weights(model) -> dict[str, torch.Tensor]:
