@@ -45,7 +45,7 @@ def test_cuda_graphs_take_one_process_and_whole_batches():
     assert compiled.wanted(None, "reduce-overhead", plan(), 2, "cuda", H100)
     with pytest.raises(UserError, match="leave torchrun out"):
         compiled.wanted(True, "reduce-overhead", plan(processes=2), 2, "cuda", H100)
-    with pytest.raises(UserError, match="--micro_batch_size 4"):
+    with pytest.raises(UserError, match="give --micro_batch_size 8"):
         compiled.wanted(None, "reduce-overhead", plan(micro=4), 2, "cuda", H100)
 
 

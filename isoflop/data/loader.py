@@ -131,7 +131,8 @@ def documents(tokens, eot: int | None) -> tuple[np.ndarray, np.ndarray]:
         return ends, np.diff(np.append(ends, len(tokens)))
     if not len(ends) or ends[-1] != len(tokens) - 1:
         raise UserError(
-            f"the tokens neither begin nor end with the end-of-text token {eot}: their documents are unknown"
+            f"--pack bos: the tokens neither begin nor end with the end-of-text token {eot}, so their documents are "
+            "unknown; leave --pack out"
         )
     begins = np.concatenate([[-1], ends[:-1]])
     return begins, ends - begins

@@ -39,8 +39,8 @@ def wanted(compile: bool | None, mode: str, plan, n_layer: int, device: str, dev
         raise UserError("--compile_mode reduce-overhead takes one process: leave it out or leave torchrun out")
     if plan.micro_batch_size < plan.batch_size:
         raise UserError(
-            f"--compile_mode reduce-overhead takes the batch at once: leave it out, or --micro_batch_size "
-            f"{plan.micro_batch_size}"
+            f"--compile_mode reduce-overhead takes the batch at once: leave it out, or give --micro_batch_size "
+            f"{plan.batch_size}"
         )
     return compile
 
