@@ -61,6 +61,21 @@ def test_estimates_are_those_of_the_runs_that_were_timed(tmp_path):
     assert {tc.batch_size for tc in runs.asked} == {cell.plan.batch_size for cell in cells}
 
 
+def test_of_a_large_batch_a_part_is_timed(tmp_path, monkeypatch):
+    """The step is read from it in proportion; memory, which it doesn't show, is not claimed."""
+    cells, runs = cells_of(tmp_path, budgets=(1e12,)), FakeRuns()
+    assert dry_run.timed_in_part(cells, "cpu") == ""
+    large = cells[-1]
+    monkeypatch.setattr(dry_run, "CPU_FLOPS", 2.5 * large.mc.block_size * large.plan.flops_per_token_exact)
+    found = dry_run.estimates(cells, runs, "cpu", TEXT)
+    assert runs.asked[-1].batch_size == 2 < large.plan.batch_size and runs.asked[-1].micro_batch_size == 2
+    step_s = step_seconds(large.plan.n_params_matmul, 2) * large.plan.batch_size / 2
+    assert found[-1].train_s == pytest.approx(large.plan.steps * step_s) and found[-1].memory_gb is None
+    in_part = [c for c in cells if dry_run.timed_rows(c, "cpu") < c.plan.batch_size]
+    assert large in in_part
+    assert dry_run.timed_in_part(cells, "cpu").startswith(f"time of {len(in_part)} of {len(cells)} cells")
+
+
 def test_sizes_between_the_measured_ones_are_read_in_logs(tmp_path, monkeypatch):
     monkeypatch.setattr(dry_run, "MEASURED_SIZES", 2)
     cells, runs = cells_of(tmp_path, ((32, 1), (48, 1), (64, 1)), (1e11,)), FakeRuns()

@@ -32,6 +32,7 @@ from isoflop.train.validation import validation_rows
 MEASURED_SIZES = 8  # at most so many sizes are timed, the smallest and the largest among them
 TRIAL_S = 0.4  # seconds of steps that a timed batch gets
 MIN_STEPS, MAX_STEPS = 4, 200  # bounds of those steps
+CPU_FLOPS, GPU_FLOPS = 2e11, 5e14  # of a timed step, at most: a second or so; a larger batch is timed in part
 EVAL_TOKENS = 2**13  # validation tokens of a trial: one of evaluate()'s chunks
 ENDLESS_STEPS = 10**6  # of a run that others are timed beside; it is killed long before
 COLUMNS = (
@@ -43,7 +44,7 @@ ONLY_FULL = ("N total", "N non-emb", "lr", "seed", "memory")
 
 @dataclass(frozen=True)
 class Estimate:
-    """Cost of one cell in seconds and GB; memory_gb is None where the time follows from --mfu."""
+    """Cost of one cell in seconds and GB; memory_gb is None where it was not measured at the cell's own batch."""
 
     train_s: float
     eval_s: float
@@ -58,27 +59,49 @@ class Estimate:
 # ----- one short run -----
 
 
-def trial(cell: Cell, steps: int, folder: str) -> Cell:
-    """The cell as a run of so many steps in `folder`: the same batch, one log line, no checkpoints."""
+def trial(cell: Cell, steps: int, folder: str, rows: int) -> Cell:
+    """The cell as a run of so many steps of `rows` sequences in `folder`: one log line, no checkpoints."""
+    eval_tokens = EVAL_TOKENS
+    if rows < cell.plan.batch_size:  # as much work as a step, for a pass forward costs a third
+        eval_tokens = min(EVAL_TOKENS, 3 * rows * cell.mc.block_size)
     config = dataclasses.replace(
         cell.tc, flop_budget=None, max_iters=steps, out_dir=folder, overwrite=True, resume=None,
-        batch_size=cell.plan.batch_size, total_batch_size=None, micro_batch_size=cell.plan.micro_batch_size,
+        batch_size=rows, total_batch_size=None, micro_batch_size=min(cell.plan.micro_batch_size, rows),
         lr=1e-6, lr_scale=1.0, schedule_steps=None, warmup_steps=None,
-        val_tokens=min(cell.tc.val_tokens, max(EVAL_TOKENS, 2 * cell.mc.block_size)),
+        val_tokens=min(cell.tc.val_tokens, max(eval_tokens, 2 * cell.mc.block_size)),
         log_every=steps, ckpt_every=None, sample_every=None, tracker=None,
     )  # fmt: skip
     return dataclasses.replace(cell, tc=config, start=None, keep=())
 
 
-def measure(cell: Cell, ask, folder: str) -> tuple[float, float, float, float]:
-    """(seconds of a step, of evaluating a token, of the rest of a run, peak GB) of one size and batch.
+def timed_rows(cell: Cell, device: str) -> int:
+    """How many sequences of the cell's batch a timed step has."""
+    most = CPU_FLOPS if device == "cpu" else GPU_FLOPS
+    row = cell.mc.block_size * cell.plan.flops_per_token_exact
+    return max(1, min(cell.plan.batch_size, int(most / row)))
+
+
+def timed_in_part(cells: list[Cell], device: str) -> str:
+    """A line that says which cells were timed at a part of their batch; "" where none was."""
+    large = [c for c in cells if timed_rows(c, device) < c.plan.batch_size]
+    if not large:
+        return ""
+    most = CPU_FLOPS if device == "cpu" else GPU_FLOPS
+    return (
+        f"time of {len(large)} of {len(cells)} cells: from a part of the batch, for a step is over {most:g} FLOPs; "
+        "their memory: python plan.py"
+    )
+
+
+def measure(cell: Cell, ask, folder: str, rows: int) -> tuple[float, float, float, float]:
+    """(seconds of a step, of evaluating a token, of the rest of a run, peak GB) of one size and `rows` of its batch.
 
     From a run of MIN_STEPS steps or, where those are fast, from another one with as many as fit into TRIAL_S.
     """
     steps = MIN_STEPS
     while True:
         start = time.perf_counter()
-        answer = ask(trial(cell, steps, folder))
+        answer = ask(trial(cell, steps, folder, rows))
         wall_s = time.perf_counter() - start
         record = answer.get("record") or answer
         if record["status"] == "interrupted":
@@ -134,7 +157,8 @@ def company(cell: Cell, run_cell, device: str, cores: list[int]):
         try:
             for core in cores[1:]:
                 ready = spawn.Event()
-                args = (trial(cell, ENDLESS_STEPS, f"{folder}/{core}"), run_cell, device, core, ready)
+                beside = trial(cell, ENDLESS_STEPS, f"{folder}/{core}", timed_rows(cell, device))
+                args = (beside, run_cell, device, core, ready)
                 others.append(spawn.Process(target=train_beside, args=args, daemon=True))
                 others[-1].start()
                 ready.wait(60)
@@ -168,29 +192,30 @@ def estimates(
     if mfu is not None:
         return from_mfu(cells, device, mfu, processes)
     with tempfile.TemporaryDirectory(prefix="isoflop_", ignore_cleanup_errors=True) as folder:
-        measured = measure_sizes(cells, ask, folder)
+        measured = measure_sizes(cells, ask, device, folder)
     x, fixed, row, eval_s, other_s, memory = np.array(measured).T
     out = []
     for c in cells:
         at = math.log(c.plan.n_params_matmul)
         step_s = np.interp(at, x, fixed) + c.plan.batch_size * np.exp(np.interp(at, x, np.log(row)))
         val_tokens = validation_rows(tokens, c.mc.block_size, c.tc.val_tokens) * c.mc.block_size
+        peak = float(np.interp(at, x, memory))
         out.append(
             Estimate(
                 train_s=float((c.plan.steps - c.start_step) * step_s),
                 eval_s=float(val_tokens * np.exp(np.interp(at, x, np.log(eval_s)))),
                 other_s=float(np.interp(at, x, other_s)),
-                memory_gb=float(np.interp(at, x, memory)),
+                memory_gb=None if math.isnan(peak) else peak,
             )
         )
     return out
 
 
-def measure_sizes(cells: list[Cell], ask, folder: str) -> list[tuple]:
+def measure_sizes(cells: list[Cell], ask, device: str, folder: str) -> list[tuple]:
     """Per measured size (ln N, seconds of a step, of each row in it, of evaluating a token, of the rest, GB).
 
     A size is measured at its smallest and its largest batch, for a step costs fixed + row x batch. Memory on a CPU is
-    the process's peak, so sizes are measured from small to large.
+    the process's peak, so sizes are measured from small to large; NaN where no whole batch was timed.
     """
     by_size = {}
     for c in sorted(cells, key=lambda c: (c.plan.n_params_matmul, c.plan.batch_size)):
@@ -200,13 +225,16 @@ def measure_sizes(cells: list[Cell], ask, folder: str) -> list[tuple]:
     out = []
     for n in [sizes[i] for i in picked]:
         few, many = by_size[n][0], by_size[n][-1]
-        step_s, *rest = measure(few, ask, folder)
-        fixed, row = 0.0, step_s / few.plan.batch_size
-        if many.plan.batch_size > few.plan.batch_size:
-            long_s, *rest = measure(many, ask, folder)
-            row = (long_s - step_s) / (many.plan.batch_size - few.plan.batch_size)
-            row = max(row, 0.25 * long_s / many.plan.batch_size)  # a few noisy steps must not make rows free
-            fixed = max(0.0, long_s - row * many.plan.batch_size)
+        low, high = timed_rows(few, device), timed_rows(many, device)
+        step_s, *rest = measure(few, ask, folder, low)
+        fixed, row = 0.0, step_s / low
+        if high > low:
+            long_s, *rest = measure(many, ask, folder, high)
+            row = (long_s - step_s) / (high - low)
+            row = max(row, 0.25 * long_s / high)  # a few noisy steps must not make rows free
+            fixed = max(0.0, long_s - row * high)
+        if many.plan.micro_batch_size > high:
+            rest[-1] = math.nan
         out.append((math.log(n), fixed, row, *rest))
     return out
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from isoflop import display
 from isoflop.fit.forecast import MIN_OPTIMA
 from isoflop.fit.minima import EXACT_SIZES, MIN_SIZES
 from isoflop.sweep import grid
@@ -71,6 +72,8 @@ def what_is_left(todo: list[Cell], planned: int, seconds: list[float], count: in
         return text
     wall = max([sum(seconds) / count, *seconds])
     text += f", about {wall / 60:.1f} minutes"
+    if wall > 7200:
+        text += f" ({display.seconds(wall)})"
     if count > 1:
         text += f" on {count} workers"
     if price:
