@@ -1,14 +1,17 @@
 """What `sweep.py --design adaptive --dry_run` promises, against what comes: pi95 of the loss and of N*, simulated.
 
-    python bench/bench_promise.py            # three budgets, four laws
-    python bench/bench_promise.py 1e21 0.03  # one target, one budget
+    python bench/bench_promise.py                                        # three budgets, four laws
+    python bench/bench_promise.py --shares 0.03 --prior_laws 12 --laws   # one budget, laws drawn from the public prior
 
 A promise is made before any run, and again in the folder after a tenth of the budget. What comes is the width that the
-sweep's last line says. `off` is came / promised - 1.
+sweep's last line says. `off` is came / promised - 1. Laws of the prior are those that the promise expects: of many of
+them the median of `off` should be near 0.
 """
 
+import argparse
 import contextlib
 import io
+import math
 import re
 import sys
 import tempfile
@@ -16,8 +19,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
+
 import sweep
 from isoflop.distributed import DistributedEnv
+from isoflop.fit import families
+from isoflop.fit.coupled import PUBLIC
 from isoflop.sweep import money
 from isoflop.sweep.results import ResultsFile
 
@@ -28,7 +35,6 @@ LAWS = {
     "E = 0": "E=1e-9,A=20,B=25,alpha=0.10,beta=0.12",
 }
 SHARES = (0.03, 0.1, 0.3)
-SEEDS = (0,)
 
 
 def promised(folder: str, law: str, target: float, spend: float):
@@ -57,30 +63,56 @@ def swept(folder: str, law: str, target: float, total: float, seed: int):
     with contextlib.redirect_stdout(out):
         sweep.main([str(flag) for flag in flags])
     last = re.findall(r"pi95 of the loss is ([0-9.]+)% \(N\* x([0-9.]+)\)", out.getvalue())[-1]
-    import math
-
     return float(last[0]) / 100, math.log(float(last[1]))
 
 
-def main(targets=(1e21,), shares=SHARES):
+def prior_laws(count: int, target: float, loss: float = 3.0) -> dict[str, str]:
+    """Laws drawn from the public prior about a run of a hundredth of the target, D/N 20, of `loss` nats."""
+    rng, level = np.random.default_rng(0), np.log(loss) * np.array([1, 1, 0, 0, 1, 0])
+    theta = np.array(PUBLIC.mean) + level + np.array(PUBLIC.sd) * rng.standard_normal((count, 6))
+    theta[:, 2:4] = np.clip(theta[:, 2:4], 0.05, 1.5)
+    n = math.sqrt(target / 100 / 6 / 20)
+    drawn = families.law_of(theta, (math.log(n), math.log(20 * n)))
+    names = ("E", "A", "B", "alpha", "beta", "p")
+    columns = zip(*(getattr(drawn, name) for name in names), strict=True)
+    texts = [",".join(f"{name}={value:.6g}" for name, value in zip(names, row, strict=True)) for row in columns]
+    return {f"prior {i}": text for i, text in enumerate(texts)}
+
+
+def summary(found: dict):
+    """Median of `off` and the share within 30%, for each time of promise and quantity."""
+    for (when, what), values in found.items():
+        within = np.mean(np.abs(values) <= 0.3)
+        print(f"{when:>7} {what}: median off {np.median(values):+.0%}, within 30% in {within:.0%} of {len(values)}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", type=float, default=1e21, help="FLOPs")
+    parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the target's FLOPs")
+    parser.add_argument("--laws", nargs="*", default=list(LAWS), choices=LAWS, help="of fixed ones")
+    parser.add_argument("--prior_laws", type=int, default=0, help="laws drawn from the public prior")
+    args = parser.parse_args()
     sweep.fit.run = lambda *args, **more: (_ for _ in ()).throw(ValueError("left out"))
-    print(f"{'law':<12} {'share':>6} {'seed':>4} {'when':>7} | loss: promised, came, off | N*: promised, came, off")
-    for target in targets:
-        for name, law in LAWS.items():
-            for share in shares:
-                for seed in SEEDS:
-                    with tempfile.TemporaryDirectory() as folder:
-                        before = promised(folder, law, target, share * target)
-                        swept(folder, law, target, 0.1 * share * target, seed)
-                        after = promised(folder, law, target, 0.9 * share * target)
-                        came = swept(folder, law, target, share * target, seed)
-                    for when, width in (("before", before), ("after", after)):
-                        text = f"{name:<12} {share:>6.0%} {seed:>4} {when:>7}"
-                        for promise, found in zip(width, came, strict=True):
-                            text += f" | {promise:.4f} {found:.4f} {found / promise - 1:+.0%}"
-                        print(text, flush=True)
+    print(f"{'law':<12} {'share':>6} {'when':>7} | loss: promised, came, off | N*: promised, came, off")
+    tried, found = {name: LAWS[name] for name in args.laws} | prior_laws(args.prior_laws, args.target), {}
+    for name, law in tried.items():
+        for share in args.shares:
+            spend = share * args.target
+            with tempfile.TemporaryDirectory() as folder:
+                before = promised(folder, law, args.target, spend)
+                swept(folder, law, args.target, 0.1 * spend, 0)
+                after = promised(folder, law, args.target, 0.9 * spend)
+                came = swept(folder, law, args.target, spend, 0)
+            for when, widths in (("before", before), ("after", after)):
+                text = f"{name:<12} {share:>6.0%} {when:>7}"
+                for what, promise, width in zip(("loss", "N*"), widths, came, strict=True):
+                    off = width / promise - 1
+                    found.setdefault((when, what), []).append(off)
+                    text += f" | {promise:.4f} {width:.4f} {off:+.0%}"
+                print(text, flush=True)
+    summary(found)
 
 
 if __name__ == "__main__":
-    numbers = [float(text) for text in sys.argv[1:]]
-    main(tuple(numbers[:1]) or (1e21,), tuple(numbers[1:]) or SHARES)
+    main()
