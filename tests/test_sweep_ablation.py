@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import rows_of
+from helpers import rows_of, run_sweep
 
 import sweep
 from isoflop.data import reader
@@ -124,9 +124,9 @@ def test_the_published_table_and_picture_come_out_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_whole_ablation(toy_data, tmp_path, script):
+def test_a_whole_ablation(toy_data, tmp_path, script, capsys):
     out = tmp_path / "out"
-    flags = ["--flop_budgets", "2e8", "4e8", "8e8", "--n_embds", 8, 12, 16, 24, "--n_layers", 1, 1, 1, 1]
+    flags = ["--flop_budgets", "1e8", "2e8", "4e8", "--n_embds", 8, 12, 16, 24, "--n_layers", 1, 1, 1, 1]
     flags += ["--block_size", 32, "--val_tokens", 1024, "--data_dir", toy_data, "--out_dir", out, "--device", "cpu"]
     done = script("sweep.py", "--ablation", "porian", *flags, timeout=400)
     assert done.returncode == 0, done.stderr
@@ -137,8 +137,8 @@ def test_a_whole_ablation(toy_data, tmp_path, script):
     assert text in done.stdout
     again = script("-m", "isoflop.sweep.ablation", out)
     assert (again.returncode, again.stdout, (out / "ablation.md").read_text()) == (0, text, text)
-    once_more = script("sweep.py", "--ablation", "porian", *flags)
-    assert once_more.returncode == 0 and "[1/" not in once_more.stdout
+    assert run_sweep("--ablation", "porian", *flags) == 0
+    assert "[1/" not in capsys.readouterr().out
 
 
 # ----- mistakes -----

@@ -122,19 +122,20 @@ def test_of_a_search_for_rates_the_runs_come_first(toy_data, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_line_in_a_shell_has_the_sweep_s_loss_to_the_bit(toy_data, tmp_path, processes):
+def test_a_line_in_a_shell_has_the_sweep_s_loss_to_the_bit(toy_data, tmp_path, processes, capsys):
     flags = ["--flop_budgets", "2e8", "--n_embds", "8", "16", "--block_size", "32", "--val_tokens", "1024"]
     flags += ["--device", "cpu", "--data_dir", toy_data, "--out_dir"]
     torchrun = "-m torch.distributed.run --nproc_per_node=2 --standalone".split() if processes == 2 else []
     done = run_script(*torchrun, "sweep.py", *flags, tmp_path / "own")
     assert done.returncode == 0, done.stderr
     more = ["--nproc_per_node", 2] if processes == 2 else []
-    done = run_script("sweep.py", *flags, tmp_path / "jobs", *more, "--print_commands")
-    assert done.stdout.count("\n") == 2
-    for text in done.stdout.splitlines():
+    assert run_sweep(*flags, tmp_path / "jobs", *more, "--print_commands") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    for text in lines:
         ran = subprocess.run(["bash", "-c", text], cwd=jobs.ROOT, capture_output=True, text=True, timeout=120)
         assert ran.returncode == 0, ran.stderr
-    done = run_script("sweep.py", *flags, tmp_path / "jobs", *more, "--collect", tmp_path / "jobs")
+    assert run_sweep(*flags, tmp_path / "jobs", *more, "--collect", tmp_path / "jobs") == 0
     assert losses_of(tmp_path / "jobs") == losses_of(tmp_path / "own")
     assert {r["world_size"] for r in rows_of(tmp_path / "jobs")} == {str(processes)}
 

@@ -135,7 +135,7 @@ def worker_pids(parent):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds workers in /proc")
 def test_a_dead_worker_leaves_its_cell_and_the_others_carry_on(toy_data, tmp_path):
-    flags = ["--flop_budgets", "1e9", "2e9", *SMALL_SIZES, "--data_dir", toy_data, "--out_dir", str(tmp_path / "out")]
+    flags = ["--flop_budgets", "5e8", "1e9", *SMALL_SIZES, "--data_dir", toy_data, "--out_dir", str(tmp_path / "out")]
     command = [sys.executable, "sweep.py", *flags, "--parallel", "cells", "--workers", "2"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ)
     wait_for(lambda: (tmp_path / "out" / "runs.csv").exists(), process)

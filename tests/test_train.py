@@ -389,7 +389,7 @@ held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (held + 2**29,) * 2)
 sys.exit(train.main(sys.argv[1:]))
 """
-    flags = [*SMALL_FLAGS, "--max_iters", "3", "--batch_size", "1500", "--dtype", "float32", "--data_dir", toy_data]
+    flags = [*SMALL_FLAGS, "--max_iters", "2", "--batch_size", "1500", "--dtype", "float32", "--data_dir", toy_data]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, *flags, "--out_dir", tmp_path / "run", "--n_embd", "256"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
