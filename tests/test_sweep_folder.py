@@ -102,6 +102,15 @@ def edit(path: Path, column: str, value: str, line: int = 2):
     path.write_text(text.getvalue())
 
 
+def test_a_status_that_no_run_has_is_named(mine):
+    edit(mine[0] / "runs.csv", "status", "fine", line=3)
+    with pytest.raises(folder.UserError, match="line 3: status 'fine' must be one of ok, diverged, .*drop_bad_rows"):
+        folder.read_rows(mine[0] / "runs.csv")
+    for status in folder.STATUSES:
+        edit(mine[0] / "runs.csv", "status", status.upper(), line=3)
+        assert folder.read_rows(mine[0] / "runs.csv")[1]["status"] == status
+
+
 def test_every_garbled_number_is_named(mine):
     """Each number of a measured row: empty, text, nan, inf, negative, and 0 where it must be positive."""
     row, count = folder.read_rows(mine[0] / "runs.csv")[0], 0

@@ -36,6 +36,7 @@ KINDS = {f.name: str(f.type) for f in fields(RunRecord)} | EXTRA
 HEADER = list(KINDS)
 LATER = {"dtype_from", "cost"}  # columns that files of before don't have
 
+STATUSES = ("ok", "diverged", "blown_up", "oom", "peer_lost", "interrupted", "refused", "failed")  # refused: no run
 ALWAYS = {"run_id", "status", "source", "n_layer", "n_embd", "flop_budget", "seed", "flops_spent"}  # in every row
 IN_RESULTS = {"n_params_matmul", "flops", "tokens", "lr", "val_loss"}  # in every row with status ok
 POSITIVE = {
@@ -339,6 +340,8 @@ def checked(found: dict, decimal_comma: bool = False) -> dict:
     A measured loss above highest_loss() has the status blown_up, whatever the file says.
     """
     status = found["status"].lower()
+    if status not in STATUSES:
+        raise ValueError(f"status {found['status'][:40]!r} must be one of {', '.join(STATUSES)}")
     is_result = status == "ok"
     is_trained = found.get("source", "trained") == "trained"
     out = {}
