@@ -153,7 +153,7 @@ def test_draws_come_from_both_families_in_proportion_to_their_evidence():
     low, high = fit.ci("a")
     assert low < fit.law.exponents()[0] < high
     again = fit_coupled(n, d, loss, c, resamples=400)
-    assert (again.draws.alpha == fit.draws.alpha).all()
+    np.testing.assert_allclose(again.draws.alpha, fit.draws.alpha, rtol=1e-9)  # OpenBLAS 0.3.23: but for a last bit
     assert (fit_coupled(n, d, loss, c, resamples=400, seed=1).draws.alpha != fit.draws.alpha).any()
 
 

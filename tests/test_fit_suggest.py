@@ -53,8 +53,10 @@ def test_proposes_runs_that_can_be_paid(runs, tmp_path):
 
 
 def test_same_runs_same_proposal(runs):
-    first, second = (fit.run(runs, suggest=3, target_flops=1e21, **QUICK)["suggestions"] for _ in range(2))
-    assert first == second
+    """To nine digits: with OpenBLAS 0.3.23 (numpy 1.26) a last bit moves now and then."""
+    found = [fit.run(runs, suggest=3, target_flops=1e21, **QUICK)["suggestions"] for _ in range(2)]
+    first, second = (json.loads(json.dumps(each), parse_float=lambda text: f"{float(text):.9g}") for each in found)
+    assert first == second and len(first["rows"]) == 3
 
 
 @pytest.mark.parametrize("file_type", ["csv", "json"])
