@@ -14,6 +14,7 @@ import csv
 import itertools
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -47,7 +48,10 @@ KILLS_PER_SWEEP = 5  # in one folder, before it is run to its end
 CELLS, SECONDS = 2, 0.5  # a kill is in one of the next so many cells, within so many seconds of its begin
 ORPHAN_S = 60.0  # what is left of a killed sweep must have ended by then
 CALLS = 2  # of the command until a sweep has run to its end: a machine may fail one that nobody disturbed
-LOG_LINES = 60  # of a call that failed, shown
+LOG_LINES = 60  # of a call that failed, shown, after what says why a process was aborted
+REASON = re.compile(r"terminate called|what\(\)|Fatal Python error|^  File |free\(\)|malloc|corrupt|Assertion|peer")
+ABORTED = re.compile(r"exitcode\s*: -6 ")
+FATAL = re.compile(r"Fatal Python error: (?!Aborted)")  # that one is the handler's word for SIGABRT, which is counted
 END_S = 900.0  # a sweep that has not ended by then hangs
 
 
@@ -77,6 +81,7 @@ class Turn:
     number: int  # of the turn within its kind
     kills: int = 0
     failed: int = 0  # calls that nobody disturbed
+    aborted: int = 0  # of them, those in which a rank ended by SIGABRT: in torch's own code, no exception of ours
     ended: bool = False
     equal: bool = False
     note: str = ""
@@ -96,7 +101,8 @@ def command(name: str, parallel: str, data_dir: str, folder: Path) -> list[str]:
 
 
 def start(words: list[str], folder: Path) -> subprocess.Popen:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "KILLS_FOLDER": str(folder)}  # workers inherit it
+    # workers inherit it; the handler shows where a process was that its libraries aborted
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "KILLS_FOLDER": str(folder), "PYTHONFAULTHANDLER": "1"}
     with open(folder.with_suffix(".log"), "ab") as out:
         return subprocess.Popen(words, cwd=ROOT, env=env, stdout=out, stderr=out, start_new_session=True)
 
@@ -111,21 +117,26 @@ def result(folder: Path) -> dict:
     return found
 
 
-def run_to_end(words: list[str], folder: Path) -> tuple[dict, int]:
-    """Its rows, and how many calls of the command they took; ValueError where it hangs, or CALLS of them fail."""
-    for call in range(1, CALLS + 1):
+def run_to_end(words: list[str], folder: Path) -> tuple[dict, int, int]:
+    """Its rows, calls of the command that failed, those aborted; ValueError where it hangs, or CALLS of them fail."""
+    path, aborted = folder.with_suffix(".log"), 0
+    for failed in range(CALLS):
+        before = path.stat().st_size if path.exists() else 0
         process = start(words, folder)
         try:
             status = process.wait(END_S)
         except subprocess.TimeoutExpired:
             end_all(folder)
             process.wait()
-            raise ValueError(f"killed after {END_S:g} s: {folder.with_suffix('.log')}") from None
+            raise ValueError(f"killed after {END_S:g} s: {path}") from None
         if status == 0:
-            return result(folder), call
-        log = folder.with_suffix(".log").read_text(errors="replace")
-        last = "\n".join(log.splitlines()[-LOG_LINES:])
-        print(f"exit status {status}; the end of {folder.with_suffix('.log')}:\n{last}", flush=True)
+            return result(folder), failed, aborted
+        log = path.read_bytes()[before:].decode(errors="replace")
+        aborted += bool(ABORTED.search(log))
+        lines = log.splitlines()
+        reasons = [line for line in lines[:-LOG_LINES] if REASON.search(line)][-LOG_LINES:]
+        shown = "\n".join([*reasons, *lines[-LOG_LINES:]])
+        print(f"exit status {status}; the end of {path}:\n{shown}", flush=True)
     raise ValueError(f"exit status {status} of {CALLS} calls; see the log above")
 
 
@@ -217,12 +228,11 @@ def take_turn(turn: Turn, config: Config, data_dir: str, whole: dict, folder: Pa
             words = command(turn.sweep, turn.parallel, data_dir, out)
             while turn.kills < turn.asked and kill_once(words, out, turn.victim, number, rng):
                 turn.kills += 1
-            rows, calls = run_to_end(words, out)
-            turn.failed += calls - 1
+            rows, turn.failed, turn.aborted = run_to_end(words, out)
             turn.ended, turn.equal = True, rows == whole[turn.sweep, turn.parallel]
             if not turn.equal:
                 raise ValueError(f"other rows than the undisturbed sweep's; see {out}")
-            if "Fatal Python error" in out.with_suffix(".log").read_text(errors="replace"):
+            if FATAL.search(out.with_suffix(".log").read_text(errors="replace")):
                 turn.note = f"a fatal error of Python; see {out.with_suffix('.log')}"
             shutil.rmtree(out)
     except ValueError as error:
@@ -237,10 +247,10 @@ def take_turn(turn: Turn, config: Config, data_dir: str, whole: dict, folder: Pa
 
 
 def counts(turns: list[Turn]) -> list[int]:
-    """Kills, sweeps, those that ended, those with the undisturbed one's rows, and calls that failed undisturbed."""
-    names = ("kills", "ended", "equal", "failed")
-    kills, ended, equal, failed = (sum(getattr(turn, name) for turn in turns) for name in names)
-    return [kills, len(turns), ended, equal, failed]
+    """Kills, sweeps, those that ended, those with equal rows, undisturbed calls that failed, and that aborted."""
+    names = ("kills", "ended", "equal", "failed", "aborted")
+    kills, *others = (sum(getattr(turn, name) for turn in turns) for name in names)
+    return [kills, len(turns), *others]
 
 
 def table(turns: list[Turn]) -> str:
@@ -251,7 +261,7 @@ def table(turns: list[Turn]) -> str:
             same = [turn for turn in turns if getattr(turn, name) == value]
             rows.append([value, *counts(same)])
     rows.append(["all", *counts(turns)])
-    return text_table(["kind, or sweep", "kills", "sweeps", "ended", "rows equal", "failed calls"], rows)
+    return text_table(["kind, or sweep", "kills", "sweeps", "ended", "rows equal", "failed calls", "aborted"], rows)
 
 
 def run(parser: Parser, args) -> int:
