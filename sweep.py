@@ -418,8 +418,9 @@ def show_dry_run(job: Job, here: executors.InGroup):
         room = dry_run.memory_gb(env.device, count)
     listed = [costs.get(c) for c in cells] if costs else None
     env.print0(dry_run.table(cells, done, listed, sc.price_per_hour, room, full=True))
-    if costs and not sc.mfu and dry_run.timed_in_part(good, env.device):
-        env.print0(dry_run.timed_in_part(good, env.device))
+    in_part = dry_run.timed_in_part(good, env.device) if costs and not sc.mfu else ""
+    if in_part:
+        env.print0(in_part)
     seconds = [costs[c].seconds for c in todo if c in costs]
     env.print0(summary.what_is_left(todo, len(cells), seconds, count, sc.price_per_hour, env.size))
     if sc.moves and not grid.decided(results.folder, sc.drop_bad_rows):

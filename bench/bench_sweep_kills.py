@@ -81,7 +81,7 @@ class Turn:
     number: int  # of the turn within its kind
     kills: int = 0
     failed: int = 0  # calls that nobody disturbed
-    aborted: int = 0  # of them, those in which a rank ended by SIGABRT: in torch's own code, no exception of ours
+    aborted: int = 0  # of them, those in which a rank ended by SIGABRT, which no exception of Python's does
     ended: bool = False
     equal: bool = False
     note: str = ""

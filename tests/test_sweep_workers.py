@@ -169,7 +169,7 @@ def test_sweeps_under_torchrun_survive_kills(toy_data, flags):
     done = run_script("bench/bench_sweep_kills.py", "--kills", 1, "--data_dir", toy_data, *flags, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     table = [line.split() for line in done.stdout.splitlines()]
-    # kills, sweeps, ended, with equal rows, calls that failed undisturbed, those aborted: in some 1 of 500 calls a
-    # rank ends by SIGABRT in torch's own code (docs/robustness.md); the same command goes on
+    # kills, sweeps, ended, with equal rows, calls that failed undisturbed, those aborted: rarely a rank
+    # ends by SIGABRT, not explained (docs/robustness.md); the same command goes on
     (counts,) = [[int(v) for v in line[1:]] for line in table if line[:1] == ["all"]]
     assert counts[:4] == [6, 6, 6, 6] and counts[4] == counts[5] <= 1, done.stdout

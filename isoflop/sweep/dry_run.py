@@ -74,11 +74,14 @@ def trial(cell: Cell, steps: int, folder: str, rows: int) -> Cell:
     return dataclasses.replace(cell, tc=config, start=None, keep=())
 
 
+def most_flops(device: str) -> float:
+    return CPU_FLOPS if device == "cpu" else GPU_FLOPS
+
+
 def timed_rows(cell: Cell, device: str) -> int:
     """How many sequences of the cell's batch a timed step has."""
-    most = CPU_FLOPS if device == "cpu" else GPU_FLOPS
     row = cell.mc.block_size * cell.plan.flops_per_token_exact
-    return max(1, min(cell.plan.batch_size, int(most / row)))
+    return max(1, min(cell.plan.batch_size, int(most_flops(device) / row)))
 
 
 def timed_in_part(cells: list[Cell], device: str) -> str:
@@ -86,10 +89,9 @@ def timed_in_part(cells: list[Cell], device: str) -> str:
     large = [c for c in cells if timed_rows(c, device) < c.plan.batch_size]
     if not large:
         return ""
-    most = CPU_FLOPS if device == "cpu" else GPU_FLOPS
     return (
-        f"time of {len(large)} of {len(cells)} cells: from a part of the batch, for a step is over {most:g} FLOPs; "
-        "their memory: python plan.py"
+        f"time of {len(large)} of {len(cells)} cells: from a part of the batch, for a step is over "
+        f"{most_flops(device):g} FLOPs; their memory: python plan.py"
     )
 
 
@@ -107,9 +109,10 @@ def measure(cell: Cell, ask, folder: str, rows: int) -> tuple[float, float, floa
         if record["status"] == "interrupted":
             raise KeyboardInterrupt
         if record["status"] not in ("ok", "diverged"):
+            half = max(1, min(cell.plan.micro_batch_size, rows) // 2)
             raise UserError(
-                f"--dry_run: {cell} ends with {record['status']}; add --micro_batch_size "
-                f"{max(1, cell.plan.micro_batch_size // 2)}, leave the largest sizes out, or estimate with --mfu"
+                f"--dry_run: {cell} ends with {record['status']}; add --micro_batch_size {half}, leave the largest "
+                "sizes out, or estimate with --mfu"
             )
         step_s = record["tokens_per_step"] / record["tokens_per_s"]
         wanted = min(int(TRIAL_S / step_s), MAX_STEPS)
