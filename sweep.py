@@ -49,6 +49,7 @@ from isoflop.sweep import (
     collect,
     dry_run,
     executors,
+    exponent,
     folder,
     grid,
     jobs,
@@ -228,6 +229,9 @@ def set_up(sc: SweepConfig, flags: dict, env: DistributedEnv, stop) -> Job:
         for each in filter(None, (planner, other)):
             each.keep_type(known)
             each.few_steps = sc.allow_few_steps
+    if sc.design == "exponent":
+        sc, text = exponent.chosen(sc, planner, other)
+        env.print0(text)
     job = Job(sc, env, stop, planner, other, asked)
     if sc.design:
         at_once, room_gb = sc.workers or 1, None

@@ -1,6 +1,7 @@
 """--ablation porian: each variant changes one thing, a miscount moves the exponent as it must, and the whole runs."""
 
 import csv
+import itertools
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -109,6 +110,45 @@ def test_a_shared_run_is_a_row_of_each_variant(planner):
     assert {row["flop_budget"] for row in shared} == {max(BUDGETS)} and len(shared) == 5
     assert sum(row["variant"] == "long_schedule" for row in found) == 15
     assert {(row["n"], row["c"]) for row in found} == {(100, 4200)} and list(found[0]) == ablation.COLUMNS
+
+
+def seeded(noise: float, apart: float, seeds=(0, 1, 2), draw=0) -> list[dict]:
+    """Rows of base and one_rate from a law, `apart` between them at the ends; the seeds of a cell differ by noise."""
+    law, rng, out = PUBLISHED["hoffmann"], np.random.default_rng(draw), []
+    budgets, sizes = np.geomspace(1e18, 1e20, 4), np.geomspace(3e7, 1e10, 9)
+    for c, n, seed in itertools.product(budgets, sizes, seeds):
+        error = noise * rng.standard_normal()  # shared: one seed, one order of the text
+        for name in ("base", "one_rate"):
+            tilt = apart * np.log(n / 5e8) * (np.log(c / 1e19) if name == "one_rate" else 0)
+            loss = law.loss(n, c / (6 * n)) * np.exp(error + tilt)
+            about = {"n": n, "d": c / (6 * n), "c": c, "flop_budget": c, "loss": loss, "bits_per_byte": ""}
+            shape = {"n_embd": str(n), "n_layer": "1", "seed": str(seed)}
+            out.append(dict.fromkeys(ablation.COLUMNS, "") | {"variant": name} | about | shape)
+    return out
+
+
+def test_intervals_over_seeds_know_that_variants_err_together(monkeypatch):
+    """The error that a seed has in both variants leaves their difference alone, and widens each exponent."""
+    monkeypatch.setattr(ablation, "SEED_DRAWS", 40)
+    found = {r["variant"]: r for r in ablation.compare(ablation.fits(seeded(0.003, 0.002)))}
+    low, high = found["one_rate"]["shift_ci"]
+    own = np.diff(found["base"]["a_ci"])[0]
+    assert low <= found["one_rate"]["shift"] <= high and not low <= 0 <= high
+    assert 0.002 < own and high - low < 0.5 * own
+    wider = {r["variant"]: r for r in ablation.compare(ablation.fits(seeded(0.009, 0.002)))}
+    assert np.diff(wider["base"]["a_ci"])[0] > 1.5 * own
+
+
+def test_intervals_over_seeds_are_as_wide_as_other_seeds_are_apart(monkeypatch):
+    monkeypatch.setattr(ablation, "SEED_DRAWS", 40)
+    fits = [ablation.fits(seeded(0.003, 0.0, draw=draw)[::2])["base"] for draw in range(12)]
+    said = np.mean([fit.draws["a"].std() for fit in fits])
+    assert said == pytest.approx(np.std([fit.a for fit in fits], ddof=1), rel=0.5)
+
+
+@pytest.mark.parametrize("rows", [seeded(0.01, 0.0, seeds=(0,)), seeded(0.01, 0.0)[:-1]], ids=["one seed", "one short"])
+def test_without_the_same_seeds_everywhere_runs_are_resampled(rows):
+    assert ablation.by_seed(rows, 5) is None
 
 
 # ----- files -----

@@ -9,6 +9,7 @@ don't follow the size, a decay that ends after the run does. cells() plans them,
 """
 
 import csv
+import dataclasses
 import functools
 import math
 import sys
@@ -28,6 +29,7 @@ COLUMNS = (
 ).split()  # of ablation.csv; n and c as the variant counts them, loss in nats per token
 NAMES = ("ablation.csv", "study.csv")  # the second is what older versions wrote
 MIN_DRAWS = 20  # resamples with an exponent, below which there is no interval
+SEED_DRAWS = 400  # of by_seed()
 HEADER = (
     "variant", "a [95%]", "a minus the first row's [95%]", "N* at the largest budget", "D*/N*", "loss there ({unit})",
     "inner minima",
@@ -128,21 +130,74 @@ def loss_column(rows: list[dict]) -> str:
 
 
 def fits(rows: list[dict], resamples: int = 1000) -> dict:
-    """{variant: IsoflopFit} of ablation.csv's rows, of loss_column()."""
-    out = {}
-    for i, name in enumerate(VARIANTS):
-        mine = [row for row in rows if row["variant"] == name]
-        if mine:
-            columns = ("n", "d", "c", loss_column(rows), "flop_budget")
-            values = [np.array([float(row[column]) for row in mine]) for column in columns]
-            # "local", as the published table was made (LOG.md, 2026-11-24)
-            out[name] = fit_isoflop(*values, how="local", resamples=resamples, seed=i)
+    """{variant: IsoflopFit} of ablation.csv's rows, of loss_column().
+
+    Where every cell has several seeds, the draws are those of by_seed(), else resampled runs of each variant by itself.
+    """
+    out, column, noise = {}, loss_column(rows), by_seed(rows, SEED_DRAWS)
+    for i, (name, mine) in enumerate(by_variant(rows).items()):
+        n, d, c, loss, budget = (
+            np.array([float(row[k]) for row in mine]) for k in ("n", "d", "c", column, "flop_budget")
+        )
+        # "local", as the published table was made (LOG.md, 2026-11-24)
+        fit = fit_isoflop(n, d, c, loss, budget, how="local", resamples=0 if noise else resamples, seed=i)
+        if noise:
+            draws = []
+            for error in noise[name]:
+                drawn = fit_isoflop(n, d, c, loss * np.exp(error), budget, how="local", resamples=0, others=False)
+                draws.append(math.nan if drawn.a is None else drawn.a)
+            fit = dataclasses.replace(fit, draws={"a": np.array(draws)})
+        out[name] = fit
     return out
 
 
+def by_variant(rows: list[dict]) -> dict[str, list[dict]]:
+    """Rows of each variant that has some, in the order of VARIANTS."""
+    kept = {name: [row for row in rows if row["variant"] == name] for name in VARIANTS}
+    return {name: mine for name, mine in kept.items() if mine}
+
+
+def by_seed(rows: list[dict], draws: int) -> dict[str, np.ndarray] | None:
+    """What further seeds would do to ln loss: {variant: (draws, R)}, one error for all seeds of a cell.
+
+    The errors are the means of as many deviations as a cell has seeds. They are deviations of runs from the mean of
+    their cell, pooled over cells, times sqrt(k / (k - 1)) for what the mean takes up. One draw takes those of one run
+    for all variants at once: runs of one seed share initial weights and the order of the text, so that variants err
+    together. None where a cell has one seed, or variants differ in their sizes, budgets or seeds.
+    """
+    column, kept = loss_column(rows), by_variant(rows)
+    off, shape = {}, None  # shape: (cells, seeds), which all variants must have alike
+    for name, mine in kept.items():
+        cells = {}
+        for row in mine:
+            cells.setdefault(place_of(row), {})[row["seed"]] = math.log(float(row[column]))
+        seeds = sorted(next(iter(cells.values())))
+        if len(seeds) < 2 or any(sorted(cell) != seeds for cell in cells.values()):
+            return None
+        if shape not in (None, (sorted(cells), seeds)):
+            return None
+        shape = sorted(cells), seeds
+        table = np.array([[cells[place][seed] for seed in seeds] for place in shape[0]])
+        off[name] = ((table - table.mean(1, keepdims=True)) * math.sqrt(len(seeds) / (len(seeds) - 1))).ravel()
+    places, seeds = shape
+    picked = np.random.default_rng(0).integers(len(places) * len(seeds), size=(draws, len(places), len(seeds)))
+    out = {}
+    for name, mine in kept.items():
+        out[name] = off[name][picked].mean(2)[:, [places.index(place_of(row)) for row in mine]]
+    return out
+
+
+def place_of(row: dict) -> tuple:
+    """What the seeds of a cell have in common."""
+    return row["n_embd"], row["n_layer"], float(row["flop_budget"])
+
+
 def interval(draws) -> tuple[float, float] | None:
-    """The middle 95% of draws; None of fewer than MIN_DRAWS."""
-    if draws is None or len(draws) < MIN_DRAWS:
+    """The middle 95% of draws, those without an exponent (nan) left out; None of fewer than MIN_DRAWS."""
+    if draws is None:
+        return None
+    draws = draws[np.isfinite(draws)]
+    if len(draws) < MIN_DRAWS:
         return None
     low, high = np.percentile(draws, (2.5, 97.5))
     return float(low), float(high)
@@ -151,8 +206,8 @@ def interval(draws) -> tuple[float, float] | None:
 def compare(found: dict) -> list[dict]:
     """One row per variant: a with its interval, its difference from base's, N* and the loss at the largest budget.
 
-    The interval of a difference takes the two grids' resamples as independent. They share seeds and text, so that it is
-    rather too wide.
+    The interval of a difference is that of paired draws by_seed(). Where runs are resampled it takes the two grids'
+    resamples as independent; they share seeds and text, so that it is rather too wide.
     """
     out, base = [], found.get("base")
     for name, fit in found.items():
@@ -174,8 +229,8 @@ def compare(found: dict) -> list[dict]:
     return out
 
 
-def markdown(table: list[dict], unit: str) -> str:
-    """The comparison as a table of Markdown, and a line on each variant."""
+def markdown(table: list[dict], unit: str, covers: str) -> str:
+    """The comparison as a table of Markdown, and a line on each variant. covers : what the intervals hold."""
     form = functools.partial(display.fixed, digits=3)
     lines, notes = [], []
     for row in table:
@@ -189,14 +244,13 @@ def markdown(table: list[dict], unit: str) -> str:
         ])  # fmt: skip
         refused = f" (refused: {row['why']})" if row["why"] else ""
         notes.append(f"- {title}: {what}{refused}")
-    notes.append(
-        "- N* ~ C^a by isoFLOP; N with the head but in the rows that leave it out; the interval of a resamples runs"
-    )
+    what = "N with the head but in the rows that leave it out"
+    notes.append(f"- N* ~ C^a by isoFLOP; {what}; the interval of a {covers}")
     header = [title.format(unit=unit) for title in HEADER]
     return "\n".join([display.markdown_table(header, lines), "", *notes]) + "\n"
 
 
-def draw(found: dict, table: list[dict], path: Path):
+def draw(found: dict, table: list[dict], path: Path, covers: str):
     """Left: N* against C for each variant. Right: its exponent, and the published ones."""
     import matplotlib
 
@@ -206,7 +260,7 @@ def draw(found: dict, table: list[dict], path: Path):
         fig, (left, right) = axes.figure(13, 6.2, 1, 2, width_ratios=(1.25, 1))
         colours = dict(zip(VARIANTS, plt.get_cmap("tab10").colors, strict=False)) | {"base": "black"}
         draw_optima(left, found, colours)
-        draw_exponents(right, table, colours)
+        draw_exponents(right, table, colours, covers)
         with atomic(path, "wb") as f:
             fig.savefig(f, format="png")
         plt.close(fig)
@@ -231,7 +285,7 @@ def draw_optima(ax, found: dict, colours: dict):
     ax.legend(fontsize=11)
 
 
-def draw_exponents(ax, table: list[dict], colours: dict):
+def draw_exponents(ax, table: list[dict], colours: dict, covers: str):
     """a of each variant with its interval, the first at the top, beside the published values."""
     shown = [row for row in reversed(table) if row["a"] is not None]
     for y, row in enumerate(shown):
@@ -242,7 +296,7 @@ def draw_exponents(ax, table: list[dict], colours: dict):
         ax.axvline(value, color="0.6", lw=1, ls="--")
         ax.text(value, len(shown) - 0.4, text, ha="center", fontsize=11, color="0.35")
     ax.set_yticks(range(len(shown)), [VARIANTS[row["variant"]][0] for row in shown])
-    ax.set(ylim=(-0.6, len(shown)), xlabel="a in N* ~ C^a, 95% by resampling runs", title="the exponent")
+    ax.set(ylim=(-0.6, len(shown)), xlabel=f"a in N* ~ C^a; its interval {covers}", title="the exponent")
 
 
 # ----- files -----
@@ -263,9 +317,10 @@ def show(path: Path, rows: list[dict]) -> str:
     found = fits(rows)
     table = compare(found)
     unit = {"bits_per_byte": "bits/byte", "loss": "nats/token"}[loss_column(rows)]
-    text = markdown(table, unit)
+    covers = "covers the spread of seeds" if by_seed(rows, draws=1) else "resamples runs"
+    text = markdown(table, unit, covers)
     try:
-        draw(found, table, path.with_suffix(".png"))
+        draw(found, table, path.with_suffix(".png"), covers)
     except axes.Skip as why:
         text += f"\nno picture: {why}\n"
     write_text(path.with_suffix(".md"), text)

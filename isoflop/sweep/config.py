@@ -18,8 +18,7 @@ EXCLUSIVE = (  # pairs of flags that can't be given together
     ("print_commands", "collect"), ("print_commands", "slurm"), ("collect", "slurm"),
     *((way, asked) for way in ("print_commands", "collect", "slurm") for asked in ("simulate", "api")),
     ("ablation", "simulate"), ("ablation", "api"), ("ablation", "retry"), ("ablation", "law"),
-    ("design", "ablation"), ("design", "lrs"), ("design", "tune_lr"), ("design", "recentre"), ("design", "seeds"),
-    ("design", "retry"),
+    ("design", "lrs"), ("design", "tune_lr"), ("design", "recentre"), ("design", "retry"),
     *(("tokens_per_params", other) for other in "design recentre ablation lrs tune_lr reuse_trunk batches".split()),
     ("batches", "tune_lr"), ("batches", "recentre"), ("batches", "reuse_trunk"), ("batches", "ablation"),
     ("batches", "design"), ("batches", "simulate"), ("batches", "retry"),
@@ -48,7 +47,10 @@ class SweepConfig:
     other_vocab: str | None = option(None, "--ablation: folder of the text in other tokens")
 
     design: str | None = option(
-        None, "adaptive: choose runs for the forecast at a target", choices=("adaptive",), group="runs that are chosen"
+        None,
+        "adaptive: choose runs for the forecast at a target; exponent: a grid for a",
+        choices=("adaptive", "exponent"),
+        group="runs that are chosen",
     )
     target_flops: float | None = option(None, "--design: compute to forecast at", above=0, max=1e40)
     until_width: float | None = option(None, "--design: stop at this pi95 of ln loss, as 0.02", above=0, max=10)
@@ -149,19 +151,29 @@ class SweepConfig:
 
     def _design_problems(self) -> list[str]:
         """What is wrong with the flags of --design."""
-        if not self.design:
+        problems, left_out = [], ("ablation", "seeds")
+        if self.design != "adaptive":
+            left_out = ("n_embds", "depths", "reuse_trunk", "api", "constraints")
             given = [name for name in ("target_flops", "until_width") if getattr(self, name)]
-            return [f"--{name} is for --design adaptive: add that, or leave it out" for name in given]
-        problems = []
+            problems += [f"--{name} is for --design adaptive: add that, or leave it out" for name in given]
+        if not self.design:
+            return problems
+        for name in left_out:
+            if getattr(self, name):
+                problems.append(f"--design {self.design} and --{name} exclude each other: leave one out")
+        for name, default in (("flop_budgets", DEFAULT_BUDGETS), ("sizes", 7)):
+            if getattr(self, name) != default:
+                problems.append(f"--{name} is for a grid, and --design {self.design} chooses: leave one out")
+        if self.design == "exponent":
+            if not self.total_flops:
+                problems.append("--design exponent needs what may be spent: --total_flops 1e14")
+            return problems
         if not self.target_flops:
             problems.append("--design adaptive needs --target_flops, the compute to forecast at, as 1e21")
         if not (self.total_flops or self.max_hours or self.dry_run):
             problems.append("--design adaptive needs what may be spent: --total_flops 3e13, or --max_hours 2")
         if self.max_hours and not self.total_flops and (self.simulate or self.api):
             problems.append("--max_hours says nothing of losses that are not trained here: give --total_flops")
-        for name, default in (("flop_budgets", DEFAULT_BUDGETS), ("sizes", 7)):
-            if getattr(self, name) != default:
-                problems.append(f"--{name} is for a grid, and --design adaptive chooses: leave one out")
         return problems
 
     def shapes(self, planner: Planner) -> list[ModelSize]:
