@@ -295,7 +295,7 @@ def test_every_question_is_answered(tmp_path):
     analysis = fit.analyse(simulated_table(LAW), options, targets)
     result = to_json(analysis)
     text = report.summary(result)
-    assert "N = 1.000B" in text and "loss = 2.600" in text and "pi95 held" in text and "published:kaplan" in text
+    assert "N = 1.000B" in text and "loss = 2.600" in text and "in pi95" in text and "published:kaplan" in text
     assert max(map(len, text.splitlines())) <= report.WIDTH and not spurious(text)
     assert not spurious(report.page(result, to_arrays(analysis)))
 

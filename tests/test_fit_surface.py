@@ -76,6 +76,16 @@ def test_runs_off_the_optimum_are_held(grid):
     assert max(abs(row["error_nats"]) for row in rows) < 0.03
 
 
+def test_the_equivalent_compute_is_where_the_law_has_the_measured_loss(grid):
+    """Runs as good as one of half the compute at their D/N: below, at and above the best N; and one under the floor."""
+    n = np.array([2e8, 1e9, 5e9, 1e9])
+    d, half = 1e20 / 6 / n, np.sqrt(0.5)
+    measured = np.append(TRUTH.loss(n * half, d * half)[:3], 0.5 * TRUTH.E)
+    rows = forecast_runs(*grid[:2], runs(n, d, measured), SIX_ND, grid[2])
+    assert [row["equivalent_compute"] for row in rows[:3]] == pytest.approx([0.5] * 3, rel=0.1)
+    assert rows[3]["equivalent_compute"] is None
+
+
 @pytest.mark.skipif(not FARSEER.is_file(), reason="../shared/reference is not here")
 @pytest.mark.slow
 @pytest.mark.parametrize(("ratio", "error", "r2"), [(1.7, 0.0015, 0.99), (10, 0.005, 0.97)])

@@ -255,15 +255,20 @@ def _answer(title, predictions):
 
 
 def run_answers(result):
-    """(header, rows) of the predicted losses of given runs."""
-    held = {None: "", True: "inside", False: "outside"}
+    """(header, rows) of the predicted losses of given runs; "of C" is the equivalent compute."""
+    held = {None: "", True: "yes", False: "no"}
     rows = []
     for row in rows_of(result, "runs", True):
         name, loss = NAMES.get(row["method"], row["method"]), row["loss"]
         ends = [interval(loss.get(which), fixed) for which in ("ci95", "pi95")]
-        actual = fixed(row["actual"])
-        rows.append([str(row["run_id"])[:20], name, fixed(point(loss)), *ends, actual, held[row.get("in_pi95")]])
-    return ["run", "method", "loss", "ci95", "pi95", "actual", "pi95 held"], rows
+        error = of_c = None
+        if row["actual"] is not None:
+            error, of_c = row["error_nats"] / point(loss), row.get("equivalent_compute")
+        error = "" if error is None else f"{error:+.2%}"
+        of_c = "" if of_c is None else f"{of_c:.2f}"
+        measured = [fixed(row["actual"]), error, of_c, held[row.get("in_pi95")]]
+        rows.append([str(row["run_id"])[:20], name, fixed(point(loss)), *ends, *measured])
+    return ["run", "method", "loss", "ci95", "pi95", "actual", "error", "of C", "in pi95"], rows
 
 
 def exponents(result):

@@ -8,6 +8,7 @@ A fitted method answers through a predictor (predictors.py). The functions predi
 rows, dicts as they stand in fit.json.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -334,12 +335,24 @@ def _compute_for(predictor, target, c, skill):
     return out
 
 
-def run_row(run_id, n, d, method, loss, measured):
-    """A row of predictions.runs. loss : {point, ci95, pi95}. measured : the run's loss, nan where it is not known."""
+def equivalent_compute(loss_at, n, d, measured, cost):
+    """C at which loss_at(N, D) expects the measured loss, at this run's D/N, over the run's C; None out of reach."""
+    scales = np.exp(np.linspace(-3.0, 3.0, 1201))  # of N and of D
+    expected = np.asarray(loss_at(n * scales, d * scales))
+    if measured > expected[0]:
+        return None
+    return _crossing(cost.flops(n * scales, d * scales) / cost.flops(n, d), expected, measured)
+
+
+def run_row(run_id, n, d, method, loss, measured, equivalent=None):
+    """A row of predictions.runs. loss : {point, ci95, pi95}. measured : the run's loss, nan where it is not known.
+
+    equivalent : measured loss -> equivalent_compute() of this run.
+    """
     actual = float(measured) if np.isfinite(measured) else None
     row = {"run_id": str(run_id), "n": n, "d": d, "method": method, "loss": loss, "actual": actual}
     if actual is not None:
-        row["error_nats"] = actual - loss["point"]
+        row |= {"error_nats": actual - loss["point"], "equivalent_compute": equivalent(actual) if equivalent else None}
         for key in ("ci95", "pi95"):
             ends = loss[key]
             row[f"in_{key}"] = None if ends is None else bool(ends[0] <= actual <= ends[1])
@@ -358,7 +371,8 @@ def predict_runs(predictors, table, skill, cost):
             if drawn is not None and skill is not None:
                 half = skill.half_loss(_sd_ln(drawn), skill.reach(n, d, float(cost.flops(n, d))))
             loss = _quantity(p.loss_at(n, d), drawn, half)
-            rows.append(run_row(table.run_id[i], n, d, p.name, loss, table.loss[i]))
+            equivalent = functools.partial(equivalent_compute, p.loss_at, n, d, cost=cost)
+            rows.append(run_row(table.run_id[i], n, d, p.name, loss, table.loss[i], equivalent))
     return rows
 
 

@@ -9,6 +9,8 @@ D answers: its loss is moved by as much as the line and the law's own least loss
 agree on the optimum.
 """
 
+import functools
+
 import numpy as np
 
 from isoflop.fit.forecast import (
@@ -22,7 +24,7 @@ from isoflop.fit.forecast import (
     Quantity,
     forecast_isoflop,
 )
-from isoflop.fit.predict import run_row
+from isoflop.fit.predict import equivalent_compute, run_row
 
 METHOD = "forecast"  # name of single runs' rows in predictions.runs
 
@@ -121,8 +123,14 @@ def forecast_runs(isoflop, coupled, targets, cost, c_max):
         best = forecast(isoflop, coupled, [at], cost, c_max)[0][0].loss
         shift = best.point / float(coupled.law.frontier_loss(at, cost))
         loss = _run_loss(coupled, n, d, c, cost, shift, best)
-        rows.append(run_row(targets.run_id[i], n, d, METHOD, loss, targets.loss[i]))
+        expected = functools.partial(_shifted, coupled.law, shift)
+        equivalent = functools.partial(equivalent_compute, expected, n, d, cost=cost)
+        rows.append(run_row(targets.run_id[i], n, d, METHOD, loss, targets.loss[i], equivalent))
     return rows
+
+
+def _shifted(law, shift, n, d):
+    return law.loss(n, d) * shift
 
 
 def _run_loss(coupled, n, d, c, cost, shift, best):
