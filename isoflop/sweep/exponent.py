@@ -31,14 +31,9 @@ def chosen(sc, planner: Planner, other: Planner | None):
     The same flags choose the same grid, whatever has been run, so that the same command resumes. UserError where the
     money buys no grid.
     """
-    best, copies = None, len(sc.seeds or [None])  # copies of each cell that are trained, at most
-    if sc.ablation:
-        copies *= len(ablation.VARIANTS)
+    best = None
     for shape in itertools.product(RATIOS, N_BUDGETS, N_SIZES, REACHES):
-        asked = affordable(sc, planner, copies, *shape)
-        if asked and best is None:  # variants share some cells: how many there are of each, the first grid shows
-            copies = sum(c.cost for c in all_cells(asked, planner, other)) / sum(c.cost for c in base(asked, planner))
-            asked = affordable(sc, planner, copies, *shape)
+        asked = whole(sc, planner, other, *shape)
         if asked:
             error = error_of_a(asked, planner)
             if best is None or error < best[0]:
@@ -46,7 +41,7 @@ def chosen(sc, planner: Planner, other: Planner | None):
     if best is None:
         raise UserError(
             f"--total_flops {sc.total_flops:g} buys no grid whose runs all have {MIN_STEPS} steps: "
-            f"{enough(sc, planner, copies)}"
+            f"{enough(sc, planner, other)}"
         )
     error, asked = best
     budgets = " ".join(f"{c:g}" for c in asked.flop_budgets)
@@ -55,13 +50,30 @@ def chosen(sc, planner: Planner, other: Planner | None):
     return asked, text
 
 
-def enough(sc, planner: Planner, copies: float) -> str:
+def enough(sc, planner: Planner, other: Planner | None) -> str:
     """The way out of a --total_flops that buys nothing: what would."""
     for doubling in range(1, 60):
         more = dataclasses.replace(sc, total_flops=float(f"{sc.total_flops * 2**doubling:.3g}"))
-        if affordable(more, planner, copies, RATIOS[0], N_BUDGETS[0], N_SIZES[0], REACHES[0]):
+        if whole(more, planner, other, RATIOS[0], N_BUDGETS[0], N_SIZES[0], REACHES[0]):
             return f"give {more.total_flops:g}"
     return "leave --design out, and give --flop_budgets and --sizes"
+
+
+def whole(sc, planner: Planner, other: Planner | None, *shape):
+    """affordable() with every variant of an ablation; None where one of its cells can't be trained, too."""
+    copies = len(sc.seeds or [None])
+    if sc.ablation:
+        copies *= len(ablation.VARIANTS)
+    for _ in range(2):  # variants share cells, or cost more: how many copies of the first they are, a grid shows
+        asked = affordable(sc, planner, copies, *shape)
+        if asked is None:
+            return None
+        cells = all_cells(asked, planner, other)
+        if any(cell.refused for cell in cells):
+            return None
+        cost = sum(cell.cost for cell in cells)
+        copies = cost / sum(cell.cost for cell in base(asked, planner))
+    return asked if cost <= sc.total_flops else None
 
 
 def affordable(sc, planner: Planner, copies: float, ratio: float, n_budgets: int, n_sizes: int, reach: float):
@@ -88,11 +100,12 @@ def base(sc, planner: Planner) -> list:
 
 
 def all_cells(sc, planner: Planner, other: Planner | None) -> list:
-    """Every cell that is trained, once."""
+    """Every cell that is trained, those of one seed as often as there are seeds."""
+    one, seeds = dataclasses.replace(sc, seeds=None), len(sc.seeds or [None])  # no seed changes what a cell costs
     if not sc.ablation:
-        return base(sc, planner) * len(sc.seeds or [None])
-    stages = ablation.stages(sc, planner, other)
-    return list({cell.run_id: cell for stage in stages for cell in stage}.values())
+        return base(one, planner) * seeds
+    stages = ablation.stages(one, planner, other)
+    return list({cell.run_id: cell for stage in stages for cell in stage}.values()) * seeds
 
 
 def error_of_a(sc, planner: Planner) -> float:
