@@ -22,7 +22,18 @@ def folder(tmp_path_factory):
     n, d, c, loss = isoflop_runs(PUBLISHED["besiroglu"], 0.002, budgets=(1e19, 3e19, 1e20, 3e20))
     names = [f"</script><b>{i}" for i in range(len(n))]
     write_runs(out / "runs.csv", {"run_id": names, "n": n, "d": d, "loss": loss})
-    flags = ["--predict_flops", *ASKED, "--out_dir", str(out), "--bootstrap", "100"]
+    later = {"run_id": ["</script>later", "planned"], "n": [1e9, 2e9], "d": [1.7e11, 1e11], "loss": [2.3, ""]}
+    write_runs(out / "later.csv", later)
+    flags = [
+        "--predict_flops",
+        *ASKED,
+        "--predict_runs",
+        str(out / "later.csv"),
+        "--out_dir",
+        str(out),
+        "--bootstrap",
+        "100",
+    ]
     assert fit.main([str(out / "runs.csv"), *flags]) == 0
     return out
 
@@ -40,6 +51,10 @@ def test_numbers_are_those_of_fit_json(folder):
             assert rows[row["flops"]][key] == row[key]
     assert [budget["n_opt"] for budget in data["budgets"]] == [row["n_opt"] for row in result["isoflop"]["budgets"]]
     assert len(data["runs"]) == result["input"]["rows_used"]
+    first = result["predictions"]["runs"][0]
+    (later,) = data["later"]
+    assert later["run_id"] == first["run_id"] == "</script>later" and later["loss"] == 2.3
+    assert (later["predicted"], later["pi95"]) == (first["loss"]["point"], first["loss"]["pi95"])
     for refusal in result["refusals"]:
         assert refusal["code"] in page
 
@@ -80,7 +95,7 @@ def test_chromium_shows_the_forecast_and_the_slider_moves_it(folder, tmp_path):
         assert shown(dom, "loss") == fixed(row["loss"]["point"])
         assert shown(dom, "n_opt") == si(row["n_opt"]["point"], zeros=True)
         assert shown(dom, "d_opt") == si(row["d_opt"]["point"], zeros=True)
-        assert "<circle" in dom
+        assert "<circle" in dom and dom.count('class="later"') == 2  # one cross in each picture
     move = """<script>const slider = document.getElementById("compute"); slider.value = 0;
         slider.dispatchEvent(new Event("input"));</script></body>"""
     moved = folder / "moved.html"

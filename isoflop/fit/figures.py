@@ -404,7 +404,8 @@ def draw_loss(result, arrays):
     beyond = [row for row in rows if row["flops"] > c.max()]
     for row in beyond:
         lowest += _diamond(ax, {**row, "method": "forecast"}, "loss", row["flops"])
-    later_c, later_loss = _measured_later(result)
+    later = measured_later(result)
+    later_c, later_loss = [row["c"] for row in later], [row["loss"] for row in later]
     if later_c:
         ax.scatter(later_c, later_loss, label="measured later (--predict_runs)", **LATER)
     top = np.quantile(curve["loss"], 0.97) if curve else loss.max()
@@ -436,14 +437,16 @@ def _draw_least_loss(ax, result, grid):
     return ends
 
 
-def _measured_later(result):
-    """C and loss of the runs of --predict_runs whose loss is known, each once."""
+def measured_later(result):
+    """Runs of --predict_runs with a loss, each once: run_id, n, d, c, loss, and predicted, pi95 of the first method."""
     _, cost = law_of(result)
     found = {}
     for row in rows_of(result, "runs", True):
         if row["actual"] is not None:
-            found[row["run_id"]] = (float(cost.flops(row["n"], row["d"])), row["actual"])
-    return [c for c, _ in found.values()], [loss for _, loss in found.values()]
+            run = {"run_id": row["run_id"], "n": row["n"], "d": row["d"], "loss": row["actual"]}
+            said = {"predicted": row["loss"]["point"], "pi95": row["loss"].get("pi95")}
+            found.setdefault(row["run_id"], run | {"c": float(cost.flops(row["n"], row["d"]))} | said)
+    return list(found.values())
 
 
 PICTURES = {

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from isoflop.fit.axes import n_axis
-from isoflop.fit.figures import MOST_RISE, valley_curve
+from isoflop.fit.figures import MOST_RISE, measured_later, valley_curve
 from isoflop.fit.findings import (
     answers,
     budget_minima,
@@ -90,6 +90,7 @@ def _data(result, arrays):
         runs.append(values | {"run_id": str(run_id[i]), "budget": int(member[i]), "shown": bool(shown[i])})
     return {
         "runs": runs,
+        "later": [row | {"budget": -1} for row in measured_later(result)[:MOST_ROWS]],
         "budgets": budgets,
         "forecast": [rows[at] for at in sorted(rows)],
         "asked": sorted(row["flops"] for row in found),
