@@ -7,7 +7,7 @@ from bench import bench_design
 from isoflop import laws
 from isoflop.fit import design
 from isoflop.fit.design import Candidates, Runs, Target, choose, expected_grid_widths, expected_widths
-from isoflop.fit.knowledge import Knowledge, State
+from isoflop.fit.knowledge import NEAR_SHARE, SIZE_SHARE, ForecastError, Knowledge, State
 from isoflop.options import UserError
 
 LAW = laws.PUBLISHED["besiroglu"]
@@ -32,14 +32,48 @@ def test_the_square_root_gives_the_variance_of_a_linear_problem():
     state.size, state.noise, state.loss_columns, state.n_columns = 4, np.array([0.5, 1.0, 2.0, 0.1]), [0, 1], []
     state.root = rng.standard_normal((7, 6))
     covariance = state.root.T @ state.root
-    gains = state.gains()
     for j in range(4):
         after = state.copy()
         after.observe(j)
         column = covariance[:, j]
         expected = covariance - np.outer(column, column) / (covariance[j, j] + state.noise[j])
         assert np.allclose(after.root.T @ after.root, expected)
-        assert gains[j] == pytest.approx(state.variance - after.variance)
+
+
+@pytest.mark.parametrize("target", [TARGET, Target(n=np.geomspace(2e9, 8e9, 9), d=np.geomspace(8e10, 1e10, 9))])
+def test_the_forecast_error_is_that_of_weighted_least_squares(target):
+    """The variance against one worked out with matrices of all runs; the gains against runs added one by one."""
+    candidates = grid(4, 4)
+    runs = known(candidates, [0, 3, 9, 5, 14])
+    state = ForecastError(Knowledge(runs, candidates), candidates, target, Runs.none(), 1e20)
+    gains = state.gains()
+    for j in range(len(candidates)):
+        after = state.copy()
+        after.observe(j)
+        assert gains[j] == pytest.approx(state.variance - after.variance, rel=1e-6, abs=1e-9 * state.variance)
+    columns = [*range(len(candidates), len(candidates) + len(runs)), 2, 7]
+    for j in columns[-2:]:
+        state.observe(j)
+    slopes, weight = state.slopes[:, columns], state.weight[columns]
+    own = np.diag((1 - NEAR_SHARE - SIZE_SHARE) * state.noise[columns])  # and what the misfits share:
+    truth = state._shared(np.array(columns))[columns] + own
+    answer = np.linalg.inv(slopes * weight @ slopes.T + np.eye(len(slopes))) @ slopes * weight
+    moved = state.wanted.T @ answer  # what the fit makes of each run at the target
+    law = state.wanted.T @ (answer @ slopes.T - np.eye(len(slopes)))
+    total = np.trace(law @ law.T + moved @ truth @ moved.T - 2 * moved @ state.with_target[columns]) + state.alone
+    assert state.variance == pytest.approx(total)
+    assert np.linalg.eigvalsh(truth).min() > 0 and np.allclose(truth, truth.T)
+
+
+def test_a_law_without_a_floor_is_a_rival_until_runs_decide():
+    candidates, bare = grid(), bench_design.SIMULATED_LAWS["E = 0"]
+    n, d = candidates.n, candidates.d
+    few = slice(None, None, 11)
+    undecided = Knowledge(Runs(n[few], d[few], laws.simulate(bare, n[few], d[few], 0.003, 0)), candidates)
+    assert undecided.rival is not None and (undecided.rival.E == 0) != (undecided.law.E == 0)
+    for law in (bare, LAW):
+        decided = Knowledge(Runs(n, d, laws.simulate(law, n, d, 0.003, 0)), candidates)
+        assert decided.rival is None and (decided.law.E == 0) == (law.E == 0)
 
 
 def test_first_round_is_cheap_and_spread():
@@ -60,7 +94,7 @@ def test_chosen_runs_tell_more_than_most_others_of_the_same_cost():
     spent = sum(decision.cost for decision in choice.decisions)
     assert spent <= 1e20
     assert choice.planned.sd_loss < 0.5 * choice.before.sd_loss
-    state = State(Knowledge(runs, candidates), candidates, TARGET, Runs.none(), 1e20)
+    state = ForecastError(Knowledge(runs, candidates), candidates, TARGET, Runs.none(), 1e20)
     planned = design._after(state, choice.plan).variance
     rng, worse = np.random.default_rng(0), 0
     for _ in range(20):
@@ -117,7 +151,7 @@ def test_marginal_costs_are_what_is_paid():
 
 
 def test_replicates_where_no_other_run_can_be_had():
-    n, d = np.array([5e7, 5e7, 5e7]), np.array([1e9, 1e9, 1e9])
+    n, d = np.full(3, 5e8), np.full(3, 1e10)
     candidates = Candidates(n, d, 6 * n * d, replicate=np.array([2, 0, 1]))
     runs = known(grid(), [0, 3, 9, 18, 25])
     choice = choose(runs, candidates, TARGET, 3, 1e21)

@@ -7,12 +7,13 @@ Which runs to train next, for what they tell about a target.
     >>> for decision in choice.decisions: decision.index, decision.cost, decision.why
     >>> expected_widths(Runs.none(), candidates, target, spends=[1e19, 3e19])
 
-The state of knowledge is a set of draws of the coupled law (coupled.py: families by their evidence, all from one
-posterior; the public prior's where fewer than three runs are known). What the draws say of a candidate's loss and what
-they say of the target covary; a run takes away cov^2 / (variance + noise) of the target's variance, whatever family or
-basin a draw is of, so that runs on which families disagree are worth most. No single fit is believed, and no law to the
-end: losses miss it by what all runs of a region share and by what runs of like size share (knowledge.State), so a run
-near the target is worth more than the law says, and a second one beside it less.
+A run is worth what it takes off the variance of the forecast's error (knowledge.ForecastError): of the forecast that
+the coupled fit (coupled.py) will make, about the law fitted now (the public prior's mean where fewer than three runs
+are known). No law is believed to the end: losses miss it by what all runs of a region share, by what runs of like size
+and length share and by what runs of one size share, and the fit knows nothing of that. So a run near the target is
+worth more than the law says, a second one beside it less, and one that the fit would overrate nothing. Where runs do
+not decide whether the law has a floor E, the step to the other law is one more unknown, and a run on which the two
+differ is worth more. The widths are those of draws of the law (families by their evidence).
 
 How a choice is made
 - Target: variance of ln L in units of LOSS_UNIT and of ln N* in units of SIZE_UNIT, at the compute-optimal point of
@@ -48,6 +49,7 @@ from isoflop.fit.forecast import Z95, line_forecast
 from isoflop.fit.knowledge import (
     DRAWS,
     Candidates,
+    ForecastError,
     Knowledge,
     Runs,
     State,
@@ -154,8 +156,8 @@ def choose(
     cost = candidates.cost_after(())
     payable = cost <= min(budget, max_share * budget) * (1 + 1e-9)
     c_ref = largest_of(runs, pending, candidates.flops[payable])
-    state = State(knowledge, candidates, target, pending, c_ref)
-    law_alone = State(knowledge, candidates, target, pending, c_ref, misfit=False)
+    state = ForecastError(knowledge, candidates, target, pending, c_ref)
+    law_alone = State(knowledge, candidates, target, pending, c_ref)
     before, scores = width_of(law_alone, target, largest_of(runs, pending)), state.gains() / state.variance
     scores = np.where(payable, scores, np.nan)
     first = len(runs) + len(pending) < FIRST_RUNS
@@ -249,7 +251,7 @@ def _decisions(state, law_alone, candidates, taken, first, largest):
         state.observe(j)
         law_alone.observe(j)
         largest = largest_of(largest, candidates.flops[j])
-        after = width_of(law_alone, state.target, largest)
+        after = width_of(law_alone, law_alone.target, largest)
         out.append(Decision(int(j), float(candidates.n[j]), float(candidates.d[j]), cost, replicate, share, why, after))
     return tuple(out)
 
@@ -289,7 +291,7 @@ def expected_widths(runs, candidates, target, spends, pending=None, prior=PUBLIC
     for spend in spends:
         payable = cost <= max_share * spend * (1 + 1e-9)
         c_ref = largest_of(runs, pending, candidates.flops[payable])
-        state, law_alone = (State(knowledge, candidates, target, pending, c_ref, misfit) for misfit in (True, False))
+        state, law_alone = (kind(knowledge, candidates, target, pending, c_ref) for kind in (ForecastError, State))
         plan, _ = _plan(state, candidates, spend, max_share, 2 * MOST_PLANNED)
         largest = largest_of(runs, pending, candidates.flops[plan])
         out.append((len(plan), width_of(_after(law_alone, plan), target, largest)))

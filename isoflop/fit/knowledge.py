@@ -1,19 +1,21 @@
 """
-What runs tell: draws of the law given them, as a covariance of every candidate's loss with the target.
+What runs tell: of the law, by draws of it (State), and of a forecast, by the error that its fit will make.
 
     >>> knowledge = Knowledge(runs, candidates)
-    >>> state = State(knowledge, candidates, target)
-    >>> state.gains(); state.observe(3); state.variance
+    >>> error = ForecastError(knowledge, candidates, target, pending, c_ref)      # what chooses
+    >>> error.gains(); error.observe(3); error.variance
+    >>> width_of(State(knowledge, candidates, target, pending, c_ref), target, c_max)
 
 Used by design.py, whose docstring tells the whole.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from isoflop.fit import families
-from isoflop.fit.coupled import NOISE, PUBLIC, RISE, fit_coupled
+from isoflop.fit.coupled import FLOORLESS, NOISE, PUBLIC, RISE, fit_coupled
 from isoflop.fit.forecast import HEAD_START, LOSS_RATE, SIZE_HALF, SIZE_SD, Z95
 from isoflop.laws import SIX_ND, Cost
 from isoflop.options import UserError
@@ -21,10 +23,17 @@ from isoflop.options import UserError
 DRAWS = 200  # of the law; their covariances have a sampling error of 7%
 LOSS_UNIT, SIZE_UNIT = 0.01, 0.3  # sd of ln L and of ln N* that count alike
 LEVEL_SD = 0.3  # of ln L of unknown data, before any run
-WAVES = 40  # random waves that carry a misfit
-NEAR_SHARE, NEAR = 0.8, (0.2, 1.0)  # of a run's variance about the law what runs of like size and length share, and how
-FAR_SD, FAR = 0.02, (2.5, 2.5)  # sd of ln L by which a law is off in the large; lengths, as above, in ln N and ln D
+NEAR_SHARE, NEAR = 0.4, (0.2, 1.0)  # of a run's variance about the law what runs of like size and length share, and how
+SIZE_SHARE = 0.4  # of it what runs of one size share alone: no other size has any of it
+SAME_SIZE = 1e-3  # difference of ln N below which two runs are of one size
+FAR_SD, FAR = 0.01, (2.5, 2.5)  # sd of ln L by which a law is off in the large; lengths, as above, in ln N and ln D
+LEVEL = np.array([1.0, 1.0, 0.0, 0.0, 1.0, 0.0])  # moves ln L everywhere alike
+STEP = 1e-3  # of the numeric slopes, in sd of the prior
 PARTS = 6  # directions kept of many target rows
+BLOCK = 256  # runs taken in at once
+# Nats between a law with E and one without at which runs still have to decide, FLOORLESS counted. Half of FLOORLESS: a
+# law without E is then further ahead than it is on all but one of 48 parts of public sweeps.
+UNDECIDED = 0.5 * FLOORLESS
 
 
 @dataclass(frozen=True)
@@ -142,7 +151,7 @@ class Width:
 
 class Knowledge:
     """
-    Draws of the law given runs, as deviations of ln L at any point: `field` (M, J).
+    The law given runs: `law`, `draws` of it, and how it could move (`slopes`).
 
     Parameters
     ----------
@@ -154,20 +163,47 @@ class Knowledge:
     """
 
     def __init__(self, runs, near, prior=PUBLIC, draws=DRAWS, seed=0):
-        self.runs, self.noise, self.level_known = runs, NOISE, len(runs) >= 3
+        self.runs, self.prior, self.noise, self.level_known = runs, prior, NOISE, len(runs) >= 3
         fit = None
         if self.level_known:
             fit = fit_coupled(runs.n, runs.d, runs.loss, runs.flops, prior=prior, resamples=draws, seed=seed)
         if fit is not None and fit.law is not None and fit.draws is not None and len(fit.draws.E) > 1:
-            self.law, self.draws, self.noise = fit.law, fit.draws, fit.sigma
+            self.law, self.draws, self.noise, self.theta, self.mu = fit.law, fit.draws, fit.sigma, fit.theta, fit.mu
+            self.evidence = fit.log_evidence
             return
         self.level_known = False
-        self.law, self.draws = _prior_draws(runs, near, prior, draws, seed)
+        self.theta, self.mu, self.draws = _prior_draws(runs, near, prior, draws, seed)
+        self.law = families.law_of(self.theta[None], self.mu, scalar=True)
 
-    def field(self, n, d):
-        """ln L of every draw at (J,) points: (M, J)."""
-        n, d = np.asarray(n, float)[None], np.asarray(d, float)[None]
-        return np.log(self.draws.each(lambda v: np.asarray(v, float)[:, None]).loss(n, d))
+    @cached_property
+    def rival(self):
+        """Law of the other family, without E or with it, where runs do not decide between them; None where they do."""
+        if not self.level_known:
+            return None
+        family, handicap = "coupled", 0.0
+        if self.law.E > 0:
+            family, handicap = families.family("hoffmann", floor=False), FLOORLESS
+        runs = self.runs
+        fit = fit_coupled(runs.n, runs.d, runs.loss, runs.flops, prior=self.prior, family=family, resamples=0)
+        if fit.law is None or self.evidence - (fit.log_evidence - handicap) > UNDECIDED:
+            return None
+        return fit.law
+
+    def slopes(self, n, d, target):
+        """
+        By how much ln L at (J,) points, and what is to be known, move with the law: (P, J + T).
+
+        A row for each of the six parameters and one for the level, each moved by its prior sd (linear about the law),
+        and one for the step to the rival, where there is one.
+        """
+        moves = STEP * np.vstack([np.diag(self.prior.sd), LEVEL_SD * LEVEL])
+        nearby = families.law_of(self.theta + np.vstack([moves, -moves]), self.mu)
+        up, down = np.split(_columns(nearby, n, d, target), 2)
+        rows = (up - down) / (2 * STEP)
+        if self.rival is None:
+            return rows
+        there, here = (_columns(law.each(np.atleast_1d), n, d, target) for law in (self.rival, self.law))
+        return np.vstack([rows, there - here])
 
     def noise_variance(self, n, d, c, c_ref):
         """Variance (J,) of ln L about the law as coupled.forecast_weights() weighs runs; c_ref weighs 1."""
@@ -177,19 +213,26 @@ class Knowledge:
         rise = np.maximum(np.log(self.law.loss(n, d) / least), 0.0)
         return self.noise**2 * np.sqrt(c_ref / c) * (1.0 + (rise / RISE) ** 2)
 
-    def target_field(self, target):
-        """What is to be known, in its units, of every draw (M, T), and the columns of ln L and of ln N* in it."""
-        if target.flops is None:
-            field = self.field(target.n, target.d)
-            return field / (LOSS_UNIT * np.sqrt(field.shape[1])), list(range(field.shape[1])), []
-        n = self.draws.optimum(target.flops, target.law_cost)[0]
-        loss = self.draws.frontier_loss(target.flops, target.law_cost)
-        columns = np.stack([np.log(loss) / LOSS_UNIT, np.log(n) / SIZE_UNIT], 1)
-        return columns, [0], [1]
+
+def _columns(laws, n, d, target):
+    """ln L by every law of (M,) arrays at (J,) points, and what is to be known, in its units: (M, J + T)."""
+    fields = [_ln_losses(laws, n, d)]
+    if target.flops is None:
+        fields.append(_ln_losses(laws, target.n, target.d) / (LOSS_UNIT * np.sqrt(len(target.n))))
+    else:
+        loss = laws.frontier_loss(target.flops, target.law_cost)
+        best = laws.optimum(target.flops, target.law_cost)[0]
+        fields.append(np.stack([np.log(loss) / LOSS_UNIT, np.log(best) / SIZE_UNIT], 1))
+    return np.hstack(fields)
+
+
+def _ln_losses(laws, n, d):
+    n, d = np.asarray(n, float)[None], np.asarray(d, float)[None]
+    return np.log(laws.each(lambda values: np.asarray(values, float)[:, None]).loss(n, d))
 
 
 def _prior_draws(runs, near, prior, draws, seed):
-    """(mean law, draws) of the prior, centred on the candidates by the root of their FLOPs; its level is unknown."""
+    """(theta, mu, draws) of the prior, centred on the candidates by the root of their FLOPs; its level is unknown."""
     rng = np.random.default_rng(seed)
     theta = np.array(prior.mean) + np.array(prior.sd) * rng.standard_normal((draws, 6))
     theta[:, 2:4] = np.clip(theta[:, 2:4], 0.05, 1.5)
@@ -197,39 +240,30 @@ def _prior_draws(runs, near, prior, draws, seed):
     known = np.isfinite(np.asarray(runs.loss, float))
     if known.any():
         level, spread = float(np.log(np.asarray(runs.loss)[known]).mean()), NOISE
-    shift = np.array([1.0, 1.0, 0.0, 0.0, 1.0, 0.0])
-    mean = np.array(prior.mean) + level * shift
-    theta = theta + (level + spread * rng.standard_normal((draws, 1))) * shift
+    theta = theta + (level + spread * rng.standard_normal((draws, 1))) * LEVEL
     weights = np.sqrt(near.flops)
     mu = tuple(float(np.average(np.log(v), weights=weights)) for v in (near.n, near.d))
-    return families.law_of(mean[None], mu, scalar=True), families.law_of(theta, mu)
+    return np.array(prior.mean) + level * LEVEL, mu, families.law_of(theta, mu)
 
 
 class State:
     """
-    Square root of the covariance of candidates and target, (M, J + T); observe() conditions on a run.
+    What the draws of the law say of candidates and target: what the widths are made of.
 
-    The covariance is root' root; an observation of column v with noise r takes v v' / (v'v + r) off it. With `misfit`
-    no law is believed to the end: ln L = ln law + what all runs of a region share (FAR) + what runs of like size and
-    length share (NEAR) + noise, the first of them at the target, too.
+    `root`, (M, J + T), is a square root of their covariance; an observation of column v with noise r takes
+    v v' / (v'v + r) off it. Runs have noise that no two of them share.
     """
 
-    def __init__(self, knowledge, candidates, target, pending, c_ref, misfit=True):
-        if c_ref is None:  # nothing is known, and nothing can be paid
-            c_ref = float(np.min(candidates.flops))
-        self.target, self.knowledge, self.c_ref = target, knowledge, c_ref
+    def __init__(self, knowledge, candidates, target, pending, c_ref):
+        self.target, self.knowledge, self.c_ref = target, knowledge, _reference(c_ref, candidates)
         self.size = len(candidates)
-        wanted, self.loss_columns, self.n_columns = knowledge.target_field(target)
-        n, d = (np.r_[getattr(candidates, name), getattr(pending, name)].astype(float) for name in ("n", "d"))
-        root = np.hstack([knowledge.field(n, d), wanted])
+        n, d, c = _joined(candidates, pending)
+        root = _columns(knowledge.draws, n, d, target)
         root = root[np.isfinite(root).all(1)]  # of laws so odd that they overflow somewhere nothing is kept
-        root -= root.mean(0)
-        root /= np.sqrt(len(root) - 1)
-        noise = knowledge.noise_variance(n, d, np.r_[candidates.flops, pending.flops], c_ref)
-        if misfit:
-            root = np.vstack([root, self._misfit(n, d, noise, len(self.n_columns))])
-            noise = (1.0 - NEAR_SHARE) * noise
-        self.root, self.noise = root, noise[: self.size]
+        self.root = (root - root.mean(0)) / np.sqrt(len(root) - 1)
+        self.loss_columns, self.n_columns = _kinds(target)
+        noise = knowledge.noise_variance(n, d, c, self.c_ref)
+        self.noise = noise[: self.size]
         for i, variance in enumerate(noise[self.size :]):
             self._condition(self.size + i, variance)
         wanted = self.root[:, len(n) :]
@@ -237,26 +271,6 @@ class State:
             wanted = wanted @ np.linalg.svd(wanted, full_matrices=False)[2][:PARTS].T
             self.loss_columns = list(range(PARTS))
         self.root = np.hstack([self.root[:, : self.size], wanted])
-
-    def _misfit(self, n, d, noise, others):
-        """Rows of the root for what the law misses, given the known runs; no column of ln N* (others) has any."""
-        runs, target = self.knowledge.runs, self.target
-        if target.flops is None:
-            at = np.asarray(target.n, float), np.asarray(target.d, float)
-        else:
-            at = [np.array([v]) for v in self.knowledge.law.optimum(target.flops, target.law_cost)]
-        unit = LOSS_UNIT * np.sqrt(len(at[0]))
-        far = FAR_SD * np.hstack([waves(n, d, FAR), waves(*at, FAR) / unit])
-        near = np.pad(np.sqrt(NEAR_SHARE * noise) * waves(n, d, NEAR), ((0, 0), (0, len(at[0]))))
-        rows = np.pad(np.vstack([far, near]), ((0, 0), (0, others)))
-        if not len(runs):
-            return rows
-        known = self.knowledge.noise_variance(runs.n, runs.d, runs.flops, self.c_ref)
-        seen = np.vstack(
-            [FAR_SD * waves(runs.n, runs.d, FAR), np.sqrt(NEAR_SHARE * known) * waves(runs.n, runs.d, NEAR)]
-        )
-        precision = np.eye(len(rows)) + (seen / ((1.0 - NEAR_SHARE) * known)) @ seen.T
-        return np.linalg.solve(np.linalg.cholesky(precision), rows)
 
     def _condition(self, column, variance):
         v = self.root[:, column].copy()
@@ -271,16 +285,6 @@ class State:
         other.__dict__.update(self.__dict__)
         return other
 
-    @property
-    def variance(self):
-        """Of the target, in its units."""
-        return float((self.root[:, self.size :] ** 2).sum())
-
-    def gains(self):
-        """(J,) variance of the target that each candidate would take away."""
-        own, wanted = self.root[:, : self.size], self.root[:, self.size :]
-        return ((wanted.T @ own) ** 2).sum(0) / ((own**2).sum(0) + self.noise)
-
     def sds(self):
         """Standard deviations of ln L (root mean square over rows) and ln N* (None for rows) at the target."""
         wanted = self.root[:, self.size :]
@@ -290,11 +294,124 @@ class State:
         return float(loss), float(SIZE_UNIT * np.sqrt((wanted[:, self.n_columns] ** 2).sum()))
 
 
-def waves(n, d, lengths):
-    """(2 WAVES, J) whose columns' products are about exp(-sum over ln n and ln d of (distance / length)^2 / 2)."""
-    frequency = np.random.default_rng(0).standard_normal((2, WAVES, 1))
-    phase = frequency[0] * np.log(n) / lengths[0] + frequency[1] * np.log(d) / lengths[1]
-    return np.vstack([np.cos(phase), np.sin(phase)]) / np.sqrt(WAVES)
+class ForecastError:
+    """
+    Variance of the error that the fit's forecast will have, summed over what is to be known: what chooses.
+
+    No law is believed to the end. The truth is taken for ln L = ln law + what all runs of a region share (FAR; at the
+    target, too) + what runs of like size and length share (NEAR) + what runs of one size share (SIZE_SHARE) + noise.
+    The fit knows nothing of that: it takes every run for the law with noise of its own, under its prior. So a run is
+    worth what it tells that fit, and one that it would overrate makes the forecast worse.
+
+    The law is linear about the fit, its parameters t in sd of the prior (Knowledge.slopes). A run has slopes j, weight
+    w in the fit, misfit x that goes with that of others, and noise e of variance r; the target has slopes g and misfit
+    m. With A = 1 + sum w j j' and h = A^-1 g the error is h't + m - h' sum w j (x + e), so that
+
+        variance = |h|^2 + var m - 2 h' B + h' S h,    B = sum w j cov(x, m),    S = var of sum w j (x + e)
+    """
+
+    def __init__(self, knowledge, candidates, target, pending, c_ref):
+        self.size = len(candidates)
+        n, d, c = _joined(candidates, pending, knowledge.runs)
+        slopes = knowledge.slopes(n, d, target)
+        self.noise = knowledge.noise_variance(n, d, c, _reference(c_ref, candidates))
+        self.weight, self.place = 1.0 / self.noise, np.log([n, d])
+        self.slopes, wanted = slopes[:, : len(n)], slopes[:, len(n) :]
+        with_target, target_misfit = self._target_misfit(knowledge.law, target)
+        parameters = len(slopes)
+        self.precision, self.spread = np.eye(parameters), np.zeros((parameters, parameters))  # A and S
+        self.carried = np.zeros((len(n), parameters))  # covariance of each point's misfit with sum w j (x + e)
+        known = np.arange(self.size, len(n))
+        for first in range(0, len(known), BLOCK):
+            self._add(known[first : first + BLOCK])
+        met = (self.weight[known] * self.slopes[:, known]) @ with_target[known]
+        if wanted.shape[1] > PARTS:  # of many rows the directions in which their errors are largest
+            h = np.linalg.solve(self.precision, wanted)
+            errors = h.T @ h + target_misfit - h.T @ met - met.T @ h + h.T @ self.spread @ h
+            parts = np.linalg.eigh(errors)[1][:, -PARTS:]
+            wanted, met, with_target = wanted @ parts, met @ parts, with_target @ parts
+            target_misfit = parts.T @ target_misfit @ parts
+        self.wanted, self.met, self.with_target = wanted, met, with_target
+        self.alone = float(np.trace(target_misfit))
+
+    def _target_misfit(self, law, target):
+        """Covariances of every point's misfit with the target's, (J, T), and of the latter, (T, T); ln N* has none."""
+        if target.flops is None:
+            at, others = np.log([target.n, target.d]), 0
+        else:
+            at, others = np.log(law.optimum(target.flops, target.law_cost))[:, None], 1
+        unit = FAR_SD / (LOSS_UNIT * np.sqrt(at.shape[1]))
+        points = FAR_SD * unit * _alike(self.place, at, FAR)
+        return np.pad(points, ((0, 0), (0, others))), np.pad(unit**2 * _alike(at, at, FAR), (0, others))
+
+    def _shared(self, some):
+        """Covariance of every point's misfit with that of the points `some`: (J, K)."""
+        here, sd = self.place[:, some], np.sqrt(self.noise)
+        one_size = np.abs(self.place[0][:, None] - here[0]) < SAME_SIZE
+        near = NEAR_SHARE * _alike(self.place, here, NEAR) + SIZE_SHARE * one_size
+        return FAR_SD**2 * _alike(self.place, here, FAR) + np.outer(sd, sd[some]) * near
+
+    def _add(self, some):
+        """Take the points `some`, an array of indices, among the runs of the fit; met is not moved."""
+        shared, pull = self._shared(some), self.weight[some] * self.slopes[:, some]
+        own = shared[some] + np.diag((1.0 - NEAR_SHARE - SIZE_SHARE) * self.noise[some])
+        cross = pull @ self.carried[some]
+        self.precision = self.precision + pull @ self.slopes[:, some].T
+        self.spread = self.spread + cross + cross.T + pull @ own @ pull.T
+        self.carried = self.carried + shared @ pull.T
+
+    def observe(self, j):
+        self._add(np.array([j]))
+        self.met = self.met + self.weight[j] * np.outer(self.slopes[:, j], self.with_target[j])
+
+    def copy(self):
+        other = object.__new__(ForecastError)
+        other.__dict__.update(self.__dict__)
+        return other
+
+    @property
+    def variance(self):
+        """Of the forecast's error, in the target's units."""
+        h = np.linalg.solve(self.precision, self.wanted)
+        return float((h**2).sum() + self.alone - 2.0 * (h * self.met).sum() + (h * (self.spread @ h)).sum())
+
+    def gains(self):
+        """(J,) variance that each candidate would take away; below 0 where it would add to it."""
+        some = slice(None, self.size)
+        j, w = self.slopes[:, some], self.weight[some]
+        covariance = np.linalg.inv(self.precision)
+        h, own = covariance @ self.wanted, covariance @ j
+        # with the candidate: h moves by -own c', and the fit takes c of the candidate's misfit and noise
+        c = (w / (1.0 + w * (j * own).sum(0)) * (h.T @ j)).T  # (J, T)
+        moved = h[:, None] - own[:, :, None] * c  # (P, J, T)
+        after = (moved * np.tensordot(np.eye(len(h)) + self.spread, moved, 1)).sum((0, 2)) + self.alone
+        after -= 2.0 * np.tensordot(self.met, moved, ((0, 1), (0, 2)))
+        after += (c**2).sum(1) * (FAR_SD**2 + self.noise[some])
+        after += 2.0 * (c * (np.einsum("ja,ajt->jt", self.carried[some], moved) - self.with_target[some])).sum(1)
+        return self.variance - after
+
+
+def _reference(c_ref, candidates):
+    """FLOPs of the run that has the fit's own noise; the cheapest candidate's where nothing is known or can be paid."""
+    return float(np.min(candidates.flops)) if c_ref is None else c_ref
+
+
+def _joined(*parts):
+    """n, d and FLOPs of Candidates and Runs, one after the other."""
+    return [np.concatenate([getattr(part, name) for part in parts]).astype(float) for name in ("n", "d", "flops")]
+
+
+def _kinds(target):
+    """The columns of ln L and of ln N* in what is to be known."""
+    if target.flops is None:
+        return list(range(len(target.n))), []
+    return [0], [1]
+
+
+def _alike(places, others, lengths):
+    """exp(-sum over ln n and ln d of (distance / length)^2 / 2) of points (2, J) and (2, K): (J, K)."""
+    off = (places[:, :, None] - others[:, None]) / np.array(lengths)[:, None, None]
+    return np.exp(-0.5 * (off**2).sum(0))
 
 
 def width_of(state, target, c_max):
