@@ -296,7 +296,7 @@ def draw_exponents(ax, table: list[dict], colours: dict, covers: str):
         ax.axvline(value, color="0.6", lw=1, ls="--")
         ax.text(value, len(shown) - 0.4, text, ha="center", fontsize=11, color="0.35")
     ax.set_yticks(range(len(shown)), [VARIANTS[row["variant"]][0] for row in shown])
-    ax.set(ylim=(-0.6, len(shown)), xlabel=f"a in N* ~ C^a; its interval {covers}", title="the exponent")
+    ax.set(ylim=(-0.6, len(shown)), xlabel=f"a in N* ~ C^a, 95% {covers}", title="the exponent")
 
 
 # ----- files -----
@@ -317,10 +317,12 @@ def show(path: Path, rows: list[dict]) -> str:
     found = fits(rows)
     table = compare(found)
     unit = {"bits_per_byte": "bits/byte", "loss": "nats/token"}[loss_column(rows)]
-    covers = "covers the spread of seeds" if by_seed(rows, draws=1) else "resamples runs"
+    covers, short = "resamples runs", "by resampling runs"
+    if by_seed(rows, draws=1):
+        covers, short = "covers the spread of seeds", "over seeds"
     text = markdown(table, unit, covers)
     try:
-        draw(found, table, path.with_suffix(".png"), covers)
+        draw(found, table, path.with_suffix(".png"), short)
     except axes.Skip as why:
         text += f"\nno picture: {why}\n"
     write_text(path.with_suffix(".md"), text)
