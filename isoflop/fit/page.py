@@ -149,7 +149,7 @@ def _risk(farthest, tests, c_max, marks):
         reach = float(np.exp(max(row["log_distance"] for row in tests)))
         text += _said_of_tests(tests, reach)
     else:
-        text += " These runs allow no back-test, so nothing here shows how the law fares beyond them."
+        text += " These runs allow no back-test of the forecast, so nothing here shows how it fares beyond them."
     if marks:
         text += f""" Of the law's letters {", ".join(marks)} are mostly what public sweeps say (the prior), not these
             runs: the intervals are as wide as those sweeps differ, and one of another kind of data may lie outside."""

@@ -3,7 +3,8 @@
     python sweep.py --design exponent --total_flops 1e14 --seeds 0 1 2 --ablation porian --data_dir data/mine
 
 Grids of that cost are tried on losses drawn from a law: how many budgets, how far apart, how many sizes. The one whose
-fitted a is nearest to the law's, noise and the bend of the valleys both counted, is taken.
+fitted a is nearest to the law's, noise and the bend of the valleys both counted, is taken. --total_flops is the price
+of the whole grid: other runs in --out_dir do not count, and what a kill cuts off is spent on top.
 """
 
 import dataclasses
@@ -40,14 +41,14 @@ def chosen(sc, planner: Planner, other: Planner | None):
                 best = error, asked
     if best is None:
         raise UserError(
-            f"--total_flops {sc.total_flops:g} buys no grid whose runs all have {MIN_STEPS} steps: "
+            f"--total_flops {sc.total_flops:g} buys no grid whose runs all have {MIN_STEPS} steps; "
             f"{enough(sc, planner, other)}"
         )
     error, asked = best
     budgets = " ".join(f"{c:g}" for c in asked.flop_budgets)
     text = f"design: budgets {budgets}, {len(asked.n_embds)} sizes each; the a of a grid is expected within "
     text += f"{error:.3f} (root mean square over {DRAWS} draws, noise {sc.noise:.2%})"
-    return asked, text
+    return dataclasses.replace(asked, total_flops=None), text  # a cap that counts other runs would cut the grid short
 
 
 def enough(sc, planner: Planner, other: Planner | None) -> str:
@@ -55,7 +56,7 @@ def enough(sc, planner: Planner, other: Planner | None) -> str:
     for doubling in range(1, 60):
         more = dataclasses.replace(sc, total_flops=float(f"{sc.total_flops * 2**doubling:.3g}"))
         if whole(more, planner, other, RATIOS[0], N_BUDGETS[0], N_SIZES[0], REACHES[0]):
-            return f"give {more.total_flops:g}"
+            return f"{more.total_flops:g} would, for one; give that or more"
     return "leave --design out, and give --flop_budgets and --sizes"
 
 
