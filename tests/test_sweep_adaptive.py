@@ -362,7 +362,7 @@ def test_after_a_sweep_the_next_round_is_proposed_with_its_price(swept, tmp_path
         ([*SMALL, "--lrs", 1e-3, 2e-3, 3e-3], "--design and --lrs exclude each other"),
         ([*SMALL, "--tune_lr"], "--design and --tune_lr exclude each other"),
         ([*SMALL, "--seeds", 0, 1], "--design adaptive and --seeds exclude each other"),
-        ([*SMALL, "--retry"], "--design and --retry exclude each other"),
+        ([*SMALL, "--retry"], "--design adaptive and --retry exclude each other"),
         ([*SMALL, "--recentre"], "--design and --recentre exclude each other"),
         ([*SMALL, "--flop_budgets", 1e12], "--flop_budgets is for a grid"),
         ([*SMALL, "--sizes", 9], "--sizes is for a grid"),

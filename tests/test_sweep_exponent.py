@@ -1,10 +1,12 @@
 """--design exponent: the grid for a that the money buys, the same again, and refusals."""
 
+import shlex
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import run_sweep
+from helpers import quick_fits, run_sweep
 
 from isoflop.data import reader
 from isoflop.distributed import DistributedEnv
@@ -65,6 +67,19 @@ def test_the_sum_that_is_named_buys_a_grid(planner):
         exponent.chosen(replace(ASKED, total_flops=1e6), planner, None)
     enough = float(str(refusal.value).split(" would,")[0].split()[-1])
     assert exponent.chosen(replace(ASKED, total_flops=enough), planner, None)
+
+
+def test_the_next_command_runs_in_a_folder_with_other_runs(planner, tmp_path, monkeypatch, capsys):
+    quick_fits(monkeypatch)
+    out = ["--simulate", "hoffmann", "--out_dir", tmp_path / "out"]
+    assert run_sweep(*out, "--flop_budgets", 1e18, 3e18) == 0  # more than the grid for a may cost
+    flags = [str(flag) for flag in [*out, "--design", "exponent", "--total_flops", 1e18]]
+    monkeypatch.setattr(sys, "argv", ["sweep.py", *flags])
+    capsys.readouterr()
+    assert run_sweep(*flags) == 0
+    (command,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
+    assert "--design" not in command and "--total_flops" not in command
+    assert run_sweep(*shlex.split(command.partition("sweep.py")[2])) == 0
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ EXCLUSIVE = (  # pairs of flags that can't be given together
     ("print_commands", "collect"), ("print_commands", "slurm"), ("collect", "slurm"),
     *((way, asked) for way in ("print_commands", "collect", "slurm") for asked in ("simulate", "api")),
     ("ablation", "simulate"), ("ablation", "api"), ("ablation", "retry"), ("ablation", "law"),
-    ("design", "lrs"), ("design", "tune_lr"), ("design", "recentre"), ("design", "retry"),
+    ("design", "lrs"), ("design", "tune_lr"), ("design", "recentre"),
     *(("tokens_per_params", other) for other in "design recentre ablation lrs tune_lr reuse_trunk batches".split()),
     ("batches", "tune_lr"), ("batches", "recentre"), ("batches", "reuse_trunk"), ("batches", "ablation"),
     ("batches", "design"), ("batches", "simulate"), ("batches", "retry"),
@@ -151,7 +151,7 @@ class SweepConfig:
 
     def _design_problems(self) -> list[str]:
         """What is wrong with the flags of --design."""
-        problems, left_out = [], ("ablation", "seeds")
+        problems, left_out = [], ("ablation", "seeds", "retry")
         if self.design != "adaptive":
             left_out = ("n_embds", "depths", "reuse_trunk", "api", "constraints")
             given = [name for name in ("target_flops", "until_width") if getattr(self, name)]

@@ -1,5 +1,6 @@
 """Lines around a sweep: what is left to run, what it cost, the command for one more budget, what is missing."""
 
+import sys
 from dataclasses import replace
 
 from isoflop import display
@@ -127,7 +128,10 @@ def next_command(sc, planner: Planner, results: ResultsFile) -> str:
     sizes = grid.spread_sizes(planner, centre, count)
     words = ["--flop_budgets", f"{flops:g}", "--n_embds", *(str(size.n_embd) for size in sizes)]
     words += ["--n_layers", *(str(size.n_layer) for size in sizes)]
-    return resume_command(without=GRID_FLAGS, more=words)
+    without = GRID_FLAGS
+    if "design" in (word[2:].split("=")[0] for word in sys.argv):  # one budget more is no grid that was chosen for a
+        without += ("design", "total_flops")
+    return resume_command(without=without, more=words)
 
 
 def next_depth(sc) -> str:
