@@ -37,7 +37,7 @@ from isoflop.cli import Parser, run_main
 from isoflop.config import ModelConfig
 from isoflop.data import config, reader
 from isoflop.device import pick_device
-from isoflop.distributed import DistributedEnv, launch, stop_signals
+from isoflop.distributed import DistributedEnv, launch, leave, stop_signals
 from isoflop.eval import scores
 from isoflop.files import Unwritable, folder_lock, read_csv
 from isoflop.fit import report
@@ -523,4 +523,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -28,7 +28,7 @@ from isoflop.cli import Parser, run_main
 from isoflop.config import ModelConfig
 from isoflop.data import reader
 from isoflop.data.loader import Loader
-from isoflop.distributed import DistributedEnv, launch, resume_command, stop_signals
+from isoflop.distributed import DistributedEnv, launch, leave, resume_command, stop_signals
 from isoflop.files import folder_lock, writable_folder
 from isoflop.optim import schedule
 from isoflop.optim.build import build
@@ -546,4 +546,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

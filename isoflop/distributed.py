@@ -127,6 +127,19 @@ def launch(device: str = "auto") -> Iterator[DistributedEnv]:
         dist.destroy_process_group()
 
 
+def leave(status: int):
+    """End this process with an exit status.
+
+    Under torchrun ranks other than 0, which have nothing left to write, end without the interpreter's clean-up: in it a
+    rank aborted now and then, and the job with it ("terminate called without an active exception", torch 2.13).
+    """
+    if int(os.environ.get("RANK", 0)) > 0:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def launch_command() -> list[str]:
     """The command that started this process, up to the script's name, for resume messages.
 

@@ -57,6 +57,18 @@ def test_the_first_signal_is_noted_and_the_second_is_the_former_handler_s():
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.parametrize("rank, ends_by", [("0", "exit"), ("1", "_exit"), (None, "exit")])
+def test_ranks_other_than_0_leave_without_clean_up(monkeypatch, rank, ends_by):
+    said = []
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(os, "_exit", lambda status: said.append(("_exit", status)) or sys.exit(status))
+    with pytest.raises(SystemExit) as stop:
+        distributed.leave(3)
+    assert stop.value.code == 3 and bool(said) == (ends_by == "_exit")
+
+
 def test_a_device_that_is_not_there(monkeypatch):
     monkeypatch.setattr(distributed.torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="--device cuda: torch finds no such device here; use --device cpu"):
