@@ -261,11 +261,11 @@ def run_answers(result):
     for row in rows_of(result, "runs", True):
         name, loss = NAMES.get(row["method"], row["method"]), row["loss"]
         ends = [interval(loss.get(which), fixed) for which in ("ci95", "pi95")]
-        error = of_c = None
+        error = of_c = ""
         if row["actual"] is not None:
-            error, of_c = row["error_nats"] / point(loss), row.get("equivalent_compute")
-        error = "" if error is None else f"{error:+.2%}"
-        of_c = "" if of_c is None else f"{of_c:.2f}"
+            error = f"{row['error_nats'] / point(loss):+.2%}"
+            if row["equivalent_compute"] is not None:
+                of_c = f"{row['equivalent_compute']:.2f}"
         measured = [fixed(row["actual"]), error, of_c, held[row.get("in_pi95")]]
         rows.append([str(row["run_id"])[:20], name, fixed(point(loss)), *ends, *measured])
     return ["run", "method", "loss", "ci95", "pi95", "actual", "error", "of C", "in pi95"], rows

@@ -344,7 +344,7 @@ def equivalent_compute(loss_at, n, d, measured, cost):
     return _crossing(cost.flops(n * scales, d * scales) / cost.flops(n, d), expected, measured)
 
 
-def run_row(run_id, n, d, method, loss, measured, equivalent=None):
+def run_row(run_id, n, d, method, loss, measured, equivalent):
     """A row of predictions.runs. loss : {point, ci95, pi95}. measured : the run's loss, nan where it is not known.
 
     equivalent : measured loss -> equivalent_compute() of this run.
@@ -352,7 +352,7 @@ def run_row(run_id, n, d, method, loss, measured, equivalent=None):
     actual = float(measured) if np.isfinite(measured) else None
     row = {"run_id": str(run_id), "n": n, "d": d, "method": method, "loss": loss, "actual": actual}
     if actual is not None:
-        row |= {"error_nats": actual - loss["point"], "equivalent_compute": equivalent(actual) if equivalent else None}
+        row |= {"error_nats": actual - loss["point"], "equivalent_compute": equivalent(actual)}
         for key in ("ci95", "pi95"):
             ends = loss[key]
             row[f"in_{key}"] = None if ends is None else bool(ends[0] <= actual <= ends[1])
