@@ -26,6 +26,17 @@ def known(candidates, indices, noise=0.003, seed=0):
     return Runs(n, d, laws.simulate(LAW, n, d, noise, seed))
 
 
+def test_a_rival_without_an_optimum_is_none():
+    """Of these nine runs the law without E has alpha = -0.0002: choosing ended in an IndexError."""
+    n = np.array([6.96e7, 4.155e7, 1.095e8, 6.96e7, 3.12e7, 1.095e8, 1.095e8, 6.96e7, 3.235e8])
+    d = np.array([3.306e9, 1.959e9, 2.973e9, 1.653e9, 7.379e9, 4.756e10, 2.378e10, 1.87e10, 7.115e8])
+    loss = np.array([4.3693, 4.8402, 4.4268, 5.0222, 3.7975, 2.9715, 3.2180, 3.3108, 6.0347])
+    runs = Runs(n, d, loss, 6 * n * d)
+    rival = Knowledge(runs, grid()).rival
+    assert rival is None or min(rival.alpha, rival.beta) > 0
+    assert choose(runs, grid(4, 4), TARGET, 2, 1e21).decisions
+
+
 def test_the_square_root_gives_the_variance_of_a_linear_problem():
     rng = np.random.default_rng(0)
     state = object.__new__(State)

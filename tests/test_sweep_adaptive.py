@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import random
 import re
@@ -23,8 +24,9 @@ import sweep
 from isoflop.data import reader
 from isoflop.distributed import DistributedEnv
 from isoflop.fit import design as choice_of_runs
+from isoflop.fit.knowledge import Candidates, Knowledge, Runs
 from isoflop.options import UserError
-from isoflop.sweep import adaptive, candidates
+from isoflop.sweep import adaptive, candidates, money
 from isoflop.sweep.cells import ModelSize, Planner
 from isoflop.sweep.results import ResultsFile
 from train import train
@@ -324,12 +326,27 @@ def test_a_dry_run_tells_what_money_buys(tmp_path, capsys):
     assert run_sweep(*flags) == 0
     out = capsys.readouterr().out
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["design.png"]
-    lines = out[out.index("what money buys") :].splitlines()[2:-1]
+    lines = out[out.index("what money buys") :].splitlines()[3:-1]
     assert [line.split()[1] for line in lines] == ["1%", "3%", "10%", "30%", "100%"]
     losses = [float(re.findall(r"\+-([0-9.]+)%", line)[0]) for line in lines]
     grids = [float(re.findall(r"\+-([0-9.]+)%", line)[2]) for line in lines]
     assert losses == sorted(losses, reverse=True) and grids == sorted(grids, reverse=True)
     assert losses[-1] < 0.6 * losses[0]
+    for line in lines:
+        ranges = re.findall(r"(?:\+-|x)([0-9.]+)%? \(([0-9.]+) to ([0-9.]+)\)", line)
+        assert len(ranges) == 2, "of the loss and of N*"
+        for middle, least, most in ranges:
+            assert float(least) <= float(middle) <= float(most) and float(most) > 1.2 * float(least)
+
+
+def test_rehearsed_laws_stand_for_all_draws():
+    """One of each eighth of the draws, by the fall of the loss; not the same law eight times."""
+    belief = Knowledge(Runs.none(), Candidates(np.array([1e8, 1e9]), np.array([1e9, 1e10]), np.ones(2)))
+    falls = []
+    for law in money.laws_of(belief):
+        c = 6 * math.exp(sum(belief.mu))
+        falls.append(math.log(law.frontier_loss(c) / law.frontier_loss(money.FALL * c)))
+    assert len(falls) == money.REHEARSALS and falls == sorted(falls) and falls[-1] > 2 * falls[0]
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ class Choice:
 
 def choose(
     runs: Runs, candidates: Candidates, target: Target, count: int, budget: float,
-    pending: Runs | None = None, prior=PUBLIC, seed=0, max_share=1.0, most=MOST_PLANNED,
+    pending: Runs | None = None, prior=PUBLIC, seed=0, max_share=1.0, most=MOST_PLANNED, draws=None,
 ) -> Choice:  # fmt: skip
     """
     The next runs to train.
@@ -139,6 +139,8 @@ def choose(
         Largest part of the budget that one run may cost.
     most : int
         Runs that the whole budget may be spent on.
+    draws : int, optional
+        Of the law (default: DRAWS), on which the widths rest; the choice does not.
 
     Returns
     -------
@@ -152,7 +154,7 @@ def choose(
     _check(candidates)
     if pending is None:
         pending = Runs.none()
-    knowledge = Knowledge(runs, candidates, prior, DRAWS, seed)
+    knowledge = Knowledge(runs, candidates, prior, draws or DRAWS, seed)
     cost = candidates.cost_after(())
     payable = cost <= min(budget, max_share * budget) * (1 + 1e-9)
     c_ref = largest_of(runs, pending, candidates.flops[payable])

@@ -17,6 +17,7 @@ import numpy as np
 from isoflop.fit import families
 from isoflop.fit.coupled import FLOORLESS, NOISE, PUBLIC, RISE, fit_coupled
 from isoflop.fit.forecast import HEAD_START, LOSS_RATE, SIZE_HALF, SIZE_SD, Z95
+from isoflop.fit.huber import EXPONENT_RANGE
 from isoflop.laws import SIX_ND, Cost
 from isoflop.options import UserError
 
@@ -177,7 +178,11 @@ class Knowledge:
 
     @cached_property
     def rival(self):
-        """Law of the other family, without E or with it, where runs do not decide between them; None where they do."""
+        """
+        Law of the other family, without E or with it, where runs do not decide between them; None where they do.
+
+        None, too, where its exponents leave EXPONENT_RANGE: below 0 it has no optimum.
+        """
         if not self.level_known:
             return None
         family, handicap = "coupled", 0.0
@@ -186,6 +191,9 @@ class Knowledge:
         runs = self.runs
         fit = fit_coupled(runs.n, runs.d, runs.loss, runs.flops, prior=self.prior, family=family, resamples=0)
         if fit.law is None or self.evidence - (fit.log_evidence - handicap) > UNDECIDED:
+            return None
+        low, high = EXPONENT_RANGE
+        if not low < min(fit.law.alpha, fit.law.beta) <= max(fit.law.alpha, fit.law.beta) < high:
             return None
         return fit.law
 
