@@ -171,6 +171,9 @@ class Knowledge:
         if fit is not None and fit.law is not None and fit.draws is not None and len(fit.draws.E) > 1:
             self.law, self.draws, self.noise, self.theta, self.mu = fit.law, fit.draws, fit.sigma, fit.theta, fit.mu
             self.evidence = fit.log_evidence
+            if not _has_optimum(fit.law):  # the nearest that has one
+                self.theta = np.r_[fit.theta[:2], np.clip(fit.theta[2:4], *EXPONENT_RANGE), fit.theta[4:]]
+                self.law = families.law_of(self.theta[None], self.mu, scalar=True)
             return
         self.level_known = False
         self.theta, self.mu, self.draws = _prior_draws(runs, near, prior, draws, seed)
@@ -181,7 +184,7 @@ class Knowledge:
         """
         Law of the other family, without E or with it, where runs do not decide between them; None where they do.
 
-        None, too, where its exponents leave EXPONENT_RANGE: below 0 it has no optimum.
+        None, too, where it has no optimum.
         """
         if not self.level_known:
             return None
@@ -192,10 +195,7 @@ class Knowledge:
         fit = fit_coupled(runs.n, runs.d, runs.loss, runs.flops, prior=self.prior, family=family, resamples=0)
         if fit.law is None or self.evidence - (fit.log_evidence - handicap) > UNDECIDED:
             return None
-        low, high = EXPONENT_RANGE
-        if not low < min(fit.law.alpha, fit.law.beta) <= max(fit.law.alpha, fit.law.beta) < high:
-            return None
-        return fit.law
+        return fit.law if _has_optimum(fit.law) else None
 
     def slopes(self, n, d, target):
         """
@@ -220,6 +220,12 @@ class Knowledge:
         least = self.law.frontier_loss(c, Cost(float(np.median(c / (n * d)))))
         rise = np.maximum(np.log(self.law.loss(n, d) / least), 0.0)
         return self.noise**2 * np.sqrt(c_ref / c) * (1.0 + (rise / RISE) ** 2)
+
+
+def _has_optimum(law):
+    """Whether both exponents are within EXPONENT_RANGE; one below 0 leaves no N*."""
+    low, high = EXPONENT_RANGE
+    return low < min(law.alpha, law.beta) and max(law.alpha, law.beta) < high
 
 
 def _columns(laws, n, d, target):
