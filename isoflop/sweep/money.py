@@ -26,7 +26,7 @@ from isoflop.sweep.results import resume_command
 
 SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the target's own FLOPs
 REHEARSED_ROUNDS = 2  # after the first, into which the runs of a plan are split
-REHEARSALS = 8  # of each spend, with other laws and noise; the range of so many holds 7 in 9 of like laws
+REHEARSALS = 8  # of each spend, with other laws and noise; the range of so many holds 7 of 9 like laws on average
 FALL = 30.0  # of FLOPs, over which laws differ in how far the loss falls
 CHOOSING_DRAWS = 20  # of the law while runs are chosen, which does not need them
 MORE = 0.5  # of what was spent: the money of the proposed next round
