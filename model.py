@@ -43,11 +43,13 @@ from safetensors.torch import load_file
 
 from isoflop.cli import Parser, run_main
 from isoflop.config import ModelConfig
+from isoflop.device import fused
 from isoflop.files import read_json, regular, write_json
 from isoflop.flops import count_params, describe
 from isoflop.kernels.attention import self_attention
+from isoflop.kernels.block import attention_half, mlp_half
 from isoflop.kernels.cross_entropy import head_loss
-from isoflop.kernels.elementwise import gelu, layer_norm, norm, norm_rotate, relu_squared, rotate, swiglu
+from isoflop.kernels.elementwise import embedding, gelu, layer_norm, norm, norm_rotate, relu_squared, rotate, swiglu
 from isoflop.options import UserError, integer
 from isoflop.tensors import is_sharded, read_parts, write_tensors
 
@@ -135,8 +137,15 @@ class Block(nn.Module):
         super().__init__()
         self.ln_1, self.attn = Norm(cfg), Attention(cfg)
         self.ln_2, self.mlp = Norm(cfg), MLP(cfg)
+        plain_norm = cfg.norm == "rmsnorm" and not cfg.norm_gain
+        self.in_halves = plain_norm and not cfg.bias and cfg.activation == "relu2"  # kernels/block.py has these
 
     def forward(self, x, rotary=None, cache=None):
+        if self.in_halves and cache is None and fused(x):
+            attn, mlp, eps = self.attn, self.mlp, self.ln_1.eps
+            sizes = attn.n_head, attn.head_size
+            x = attention_half(x, attn.c_attn.weight, attn.c_proj.weight, *sizes, rotary, eps, attn.qk_norm)
+            return mlp_half(x, mlp.c_fc.weight, mlp.c_proj.weight, eps)
         x = x + self.attn(self.ln_1(x), rotary, cache)
         return x + self.mlp(self.ln_2(x))
 
@@ -224,7 +233,7 @@ class GPT(nn.Module):
         first = cache[0].length if cache else 0  # the position of idx[:, 0]
         last = first + idx.size(1)
         assert last <= cfg.block_size, f"sequence of {last} tokens, block_size is {cfg.block_size}"
-        x, rotary = self.wte(idx), None  # (B, T, C)
+        x, rotary = embedding(idx, self.wte.weight), None  # (B, T, C)
         if cfg.position == "learned":
             x = x + self.wpe.weight[first:last]
         else:

@@ -8,7 +8,15 @@ import torch.nn.functional as F
 
 from isoflop.device import fused
 from isoflop.kernels.cross_entropy import LOG2E, in_range
-from isoflop.kernels.elementwise import full_angles, inverse_rms, norm_backward, plain_norm, rotate, rotate_with
+from isoflop.kernels.elementwise import (
+    full_angles,
+    inverse_rms,
+    norm_backward,
+    plain_norm,
+    rotate,
+    rotate_with,
+    wide,
+)
 
 
 def self_attention(heads, n_head: int, rotary=None, eps=None):
@@ -37,53 +45,77 @@ QUERY_BLOCK = 128  # queries taken at a time: each block meets the keys up to it
 
 
 class SelfAttention(torch.autograd.Function):
-    """Batched products and exponentials in place. At these sizes torch's blocked CPU kernel costs more than it saves.
+    @staticmethod
+    def forward(ctx, heads, n_head, cos, sin, eps):
+        y, saved = forward(heads, n_head, cos, sin, eps)
+        ctx.n_head = n_head
+        ctx.save_for_backward(*saved)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        return backward(dy, ctx.n_head, *ctx.saved_tensors), None, None, None, None
+
+
+def forward(heads, n_head, cos, sin, eps):
+    """self_attention() of (B, T, nh + 2 nkv, hs), and the tensors that backward() needs; cos, sin, eps may be None.
+
+    Batched products and exponentials in place: at these sizes torch's blocked CPU kernel costs more than it saves.
 
     Heads come first in memory, (nh + 2 nkv, B, T, hs), so that queries, keys and values are slices for the batched
     products, and their gradients too: one copy in, one out. They are normalized and rotated there, too.
     """
+    B, T, H, hs = heads.shape
+    sizes = sizes_of(H, n_head)
+    packed = heads.permute(2, 0, 1, 3).clone(memory_format=torch.contiguous_format)
+    angles = (None, None) if cos is None else full_angles(cos, sin)
+    scale = norm_rotate_(packed[: -sizes[2]], *angles, eps)
+    q, k, v = (a.view(-1, T, hs) for a in expand_kv(packed, sizes))
+    y, kept = attend(q, k, v)
+    y = y.view(n_head, B, T, hs).permute(1, 2, 0, 3).reshape(B, T, n_head * hs)
+    return y, (packed, scale, *angles, *kept)
 
-    @staticmethod
-    def forward(ctx, heads, n_head, cos, sin, eps):
-        B, T, H, hs = heads.shape
-        ctx.sizes = sizes = (n_head, (H - n_head) // 2, (H - n_head) // 2)
-        packed = heads.permute(2, 0, 1, 3).contiguous()
-        qk, for_backward = packed[: -sizes[2]], []
-        if eps is not None:
-            scale = inverse_rms(qk, eps)
-            qk *= scale
-            for_backward = [qk.clone() if cos is not None else qk, scale]
-        if cos is not None:
-            for_backward += full_angles(cos, sin)
-            qk.copy_(rotate_with(qk, *for_backward[-2:]))
-        ctx.normed, ctx.rotated = eps is not None, cos is not None
-        q, k, v = (a.view(-1, T, hs) for a in expand_kv(packed, sizes))
-        y, kept = attend(q, k, v)
-        ctx.save_for_backward(packed, y, *for_backward, *kept)
-        return y.view(n_head, B, T, hs).permute(1, 2, 0, 3).reshape(B, T, n_head * hs)
 
-    @staticmethod
-    def backward(ctx, dy):
-        packed, y, *kept = ctx.saved_tensors
-        (B, T, hs), sizes = packed.shape[1:], ctx.sizes
-        dy = dy.view(B, T, sizes[0], hs).permute(2, 0, 1, 3).contiguous().view(-1, T, hs)
-        normed, kept = kept[: 2 * ctx.normed], kept[2 * ctx.normed :]
-        angles, kept = kept[: 2 * ctx.rotated], kept[2 * ctx.rotated :]
-        q, k, v = (a.view(-1, T, hs) for a in expand_kv(packed, sizes))
-        grad = torch.empty_like(packed)
-        if sizes[0] == sizes[1]:
-            attend_backward(dy, q, k, v, y, kept, *(a.view(-1, T, hs) for a in grad.split(sizes)))
-        else:
-            wide = [torch.empty_like(q) for _ in range(3)]
-            attend_backward(dy, q, k, v, y, kept, *wide)
-            for part, full in zip(grad.split(sizes), wide, strict=True):
-                torch.sum(full.view(len(part), -1, B, T, hs), 1, out=part)
-        dqk = grad[: -sizes[2]]
-        if angles:
-            dqk.copy_(rotate_with(dqk, *angles, back=True))
-        if normed:
-            dqk.copy_(norm_backward(dqk, *normed))
-        return grad.permute(1, 2, 0, 3).contiguous(), None, None, None, None
+def sizes_of(heads: int, n_head: int) -> tuple[int, int, int]:
+    """How many of the heads are queries, keys and values."""
+    n_kv_head = (heads - n_head) // 2
+    return n_head, n_kv_head, n_kv_head
+
+
+def norm_rotate_(qk, cos, sin, eps):
+    """Normalize qk (heads, B, T, hs) if eps is given and rotate it if cos is, in place; the norm's scale or None."""
+    full, scale = wide(qk), None
+    if eps is not None:
+        scale = inverse_rms(full, eps)
+        full = full * scale
+    if cos is not None:
+        full = rotate_with(full, cos, sin)
+    if full is not qk:
+        qk.copy_(full)
+    return scale
+
+
+def backward(dy, n_head, packed, scale, cos, sin, *kept):
+    """Gradient of heads, (B, T, nh + 2 nkv, hs), from that of y."""
+    (B, T, hs), sizes = packed.shape[1:], sizes_of(len(packed), n_head)
+    dy = dy.view(B, T, sizes[0], hs).permute(2, 0, 1, 3).contiguous().view(-1, T, hs)
+    q, k, v = (a.view(-1, T, hs) for a in expand_kv(packed, sizes))
+    grad = torch.empty_like(packed)
+    if sizes[0] == sizes[1]:
+        attend_backward(dy, q, k, v, kept, *(a.view(-1, T, hs) for a in grad.split(sizes)))
+    else:
+        expanded = [torch.empty_like(q) for _ in range(3)]
+        attend_backward(dy, q, k, v, kept, *expanded)
+        for part, full in zip(grad.split(sizes), expanded, strict=True):
+            torch.sum(full.view(len(part), -1, B, T, hs), 1, out=part)
+    dqk = full = grad[: -sizes[2]]
+    if scale is not None:  # a rotation changes neither the mean(dy y) of a norm nor its scale
+        full = norm_backward(full, packed[: -sizes[2]], scale)
+    if cos is not None:
+        full = rotate_with(wide(full), cos, sin, back=True)
+    if full is not dqk:
+        dqk.copy_(full)
+    return grad.permute(1, 2, 0, 3).contiguous()
 
 
 def expand_kv(packed, sizes):
@@ -115,7 +147,7 @@ def attend(q, k, v):
     return y, kept
 
 
-def attend_backward(dy, q, k, v, y, kept, dq, dk, dv):
+def attend_backward(dy, q, k, v, kept, dq, dk, dv):
     """Per block dv = P^T dy, dS = softmax' (dy v^T), dq = dS k / sqrt(hs), dk = dS^T q / sqrt(hs), into the last three.
 
     The last block comes first, and meets all keys; the others add to what it wrote.

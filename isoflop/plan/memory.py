@@ -47,7 +47,7 @@ def head_rows(vocab_size: int, path: str) -> int:
     """kernels.cross_entropy.head_rows, likewise."""
     if path != "cpu":
         return max(1, 2**28 // vocab_size)
-    return 512 if vocab_size <= 2**14 else 1024
+    return max(512, 2**20 // vocab_size) if vocab_size <= 2**14 else 1024
 
 
 def saved_per_layer(cfg: ModelConfig, rows: int, width: int, path: str) -> float:
@@ -72,11 +72,10 @@ def saved_per_layer(cfg: ModelConfig, rows: int, width: int, path: str) -> float
         if cfg.qk_norm:
             mixed += nh + cfg.n_kv_head
         tables = 0
-        if cfg.qk_norm and rope:
-            mixed += C + kv  # before they are rotated
+        if rope:
             tables = 2 * T * cfg.head_size
         scores = _score_columns(T) * nh
-        return s * (tokens * (2 * norm + mixed + scores + C + hidden) + tables)
+        return s * (tokens * (2 * norm + mixed + scores + hidden) + tables)
     stream = FP32 * (C + 1) + s * C  # the residual stream stays float32; the product's input is its copy
     mixed = s * (C + 2 * kv) + s * C + FP32 * nh
     if rope or cfg.qk_norm:
@@ -183,7 +182,5 @@ def _evaluation(cfg: ModelConfig, path: str, val_tokens: int) -> float:
     keys = cfg.n_kv_head * cfg.head_size
     columns = C + 2 * keys  # of queries, keys, values, as made and as packed
     attention = 4 * C + 2 * columns + scores
-    if cfg.qk_norm and cfg.position == "rope":
-        attention += C + keys  # rotated
     mlp, head = 3 * C + hidden, 2 * C
     return FP32 * max(tokens * attention, tokens * mlp, tokens * head + 2 * head_rows(V, path) * V)
