@@ -46,8 +46,8 @@ from isoflop.config import ModelConfig
 from isoflop.device import fused
 from isoflop.files import read_json, regular, write_json
 from isoflop.flops import count_params, describe
+from isoflop.kernels import gpt
 from isoflop.kernels.attention import self_attention
-from isoflop.kernels.block import attention_half, mlp_half
 from isoflop.kernels.cross_entropy import head_loss
 from isoflop.kernels.elementwise import embedding, gelu, layer_norm, norm, norm_rotate, relu_squared, rotate, swiglu
 from isoflop.options import UserError, integer
@@ -137,15 +137,8 @@ class Block(nn.Module):
         super().__init__()
         self.ln_1, self.attn = Norm(cfg), Attention(cfg)
         self.ln_2, self.mlp = Norm(cfg), MLP(cfg)
-        plain_norm = cfg.norm == "rmsnorm" and not cfg.norm_gain
-        self.in_halves = plain_norm and not cfg.bias and cfg.activation == "relu2"  # kernels/block.py has these
 
     def forward(self, x, rotary=None, cache=None):
-        if self.in_halves and cache is None and fused(x):
-            attn, mlp, eps = self.attn, self.mlp, self.ln_1.eps
-            sizes = attn.n_head, attn.head_size
-            x = attention_half(x, attn.c_attn.weight, attn.c_proj.weight, *sizes, rotary, eps, attn.qk_norm)
-            return mlp_half(x, mlp.c_fc.weight, mlp.c_proj.weight, eps)
         x = x + self.attn(self.ln_1(x), rotary, cache)
         return x + self.mlp(self.ln_2(x))
 
@@ -181,6 +174,8 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(cfg.n_embd, cfg.vocab_size, bias=False)
         if cfg.tied:
             self.lm_head.weight = self.wte.weight
+        self.in_one_piece = gpt.in_one_piece(cfg)  # optim.parallel.shard() takes it back
+        self.workspace = None  # kernels/gpt.py's
         self.init_weights()
 
     @torch.no_grad()
@@ -218,6 +213,11 @@ class GPT(nn.Module):
             if name.endswith("bias"):
                 p.zero_()
 
+    @property
+    def runs_in_one_piece(self) -> bool:
+        """Whether kernels/gpt.py computes the loss."""
+        return self.in_one_piece and fused(self.wte.weight) and not torch.is_autocast_enabled("cpu")
+
     def forward(self, idx, targets=None, reduction="mean", z_loss=0.0, cache=None):
         """(logits, None) without targets, (None, loss) with them.
 
@@ -233,6 +233,9 @@ class GPT(nn.Module):
         first = cache[0].length if cache else 0  # the position of idx[:, 0]
         last = first + idx.size(1)
         assert last <= cfg.block_size, f"sequence of {last} tokens, block_size is {cfg.block_size}"
+        if targets is not None and self.runs_in_one_piece:
+            if reduction == "mean" or not torch.is_grad_enabled():
+                return None, gpt.loss(self, idx, targets, reduction, z_loss)
         x, rotary = embedding(idx, self.wte.weight), None  # (B, T, C)
         if cfg.position == "learned":
             x = x + self.wpe.weight[first:last]

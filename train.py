@@ -30,6 +30,7 @@ from isoflop.data import reader
 from isoflop.data.loader import Loader
 from isoflop.distributed import DistributedEnv, launch, leave, resume_command, stop_signals
 from isoflop.files import folder_lock, writable_folder
+from isoflop.kernels import gpt
 from isoflop.optim import schedule
 from isoflop.optim.build import build
 from isoflop.optim.parallel import accumulate, broadcast_weights, gather_weights, replicate, shard
@@ -330,9 +331,13 @@ def backward(forward, idx, targets, micro_batch_size: int, autocast, optimizer, 
     for x, y in zip(idx.split(micro_batch_size), targets.split(micro_batch_size), strict=True):
         waiting -= len(x)
         with accumulate(forward, more=waiting > 0) as complete:
-            with autocast:
-                loss = forward(x, y, z_loss=z_loss)[1] * (len(x) / len(idx))  # the last micro-batch may be shorter
-            loss.backward()
+            share = len(x) / len(idx)  # the last micro-batch may be shorter
+            if isinstance(forward, GPT) and forward.runs_in_one_piece:
+                loss = gpt.add_gradients(forward, x, y, share, z_loss)
+            else:
+                with autocast:
+                    loss = forward(x, y, z_loss=z_loss)[1] * share
+                loss.backward()
         if complete:
             optimizer.gather()
         total = total + loss.detach()

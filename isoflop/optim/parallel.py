@@ -45,6 +45,7 @@ def shard(model, dtype: str, device: str):
     policy = MixedPrecisionPolicy()
     if dtype == "bfloat16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    model.in_one_piece = False  # a block gathers its weights when it is called
     for blocks in units(model.h):
         fully_shard(blocks, mesh=mesh, mp_policy=policy, reshard_after_forward=device != "cpu")
     fully_shard(model, mesh=mesh, mp_policy=policy)

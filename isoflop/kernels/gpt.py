@@ -1,0 +1,290 @@
+"""Loss and gradients of the default model on a CPU, in one node of autograd and in memory that is kept between steps.
+
+A small model's step is some hundreds of calls of a few microseconds each, over rows that are narrower than what a CPU
+is fast at. So activations stand here as columns, (C, n), one for each of n = B T tokens: a linear layer is W x, a norm
+is a sum over rows of n numbers, a rotation adds one half of the rows to the other, and all run along contiguous memory.
+Queries, keys and values are (heads B, hs, T), the softmax P (heads B, keys, queries), so that attention is v P.
+
+The modules of model.py say the same in the usual order, (B, T, C); they serve every other model, device and compiler,
+and a test compares the two.
+"""
+
+import functools
+from types import SimpleNamespace
+
+import torch
+
+from isoflop.kernels.attention import blocks
+from isoflop.kernels.cross_entropy import LOG2E, TINY, head_loss, head_rows, in_range
+
+
+def in_one_piece(cfg) -> bool:
+    """Whether a ModelConfig is one that this file computes."""
+    blocks_ = cfg.norm == "rmsnorm" and not cfg.norm_gain and not cfg.bias and cfg.activation == "relu2"
+    mixing = cfg.position == "rope" and cfg.qk_norm and cfg.n_kv_head == cfg.n_head
+    return blocks_ and mixing and not cfg.tied and not cfg.logit_softcap
+
+
+def loss(model, idx, targets, reduction="mean", z_loss=0.0):
+    """Cross-entropy of a GPT, as head_loss() returns it; idx, targets int64 (B, T).
+
+    Without gradients the workspace is given up, and one layer's memory serves all.
+    """
+    weights = weights_of(model)
+    if torch.is_grad_enabled():
+        return GPTLoss.apply(workspace_of(model, idx), idx, targets, z_loss, *weights)
+    model.workspace = None
+    y = Workspace(model, idx.shape, keep=False).forward(weights, idx)
+    return head_loss(y.t().view(*idx.shape, -1), weights[-1], targets, reduction, None, z_loss)
+
+
+def add_gradients(model, idx, targets, share=1.0, z_loss=0.0):
+    """share * loss(), its gradients added to those of the weights: loss().backward() without autograd's own time."""
+    weights = weights_of(model)
+    grads = [torch.empty_like(w) for w in weights]
+    result = workspace_of(model, idx).run(weights, idx, targets, z_loss, grads)
+    if share != 1:
+        torch._foreach_mul_([result, *grads], share)
+    for w, grad in zip(weights, grads, strict=True):
+        w.grad = grad if w.grad is None else w.grad.add_(grad)
+    return result
+
+
+def weights_of(model) -> list:
+    """Embedding, four of each layer, head."""
+    inner = [(b.attn.c_attn, b.attn.c_proj, b.mlp.c_fc, b.mlp.c_proj) for b in model.h]
+    return [model.wte.weight, *(linear.weight for layer in inner for linear in layer), model.lm_head.weight]
+
+
+def workspace_of(model, idx) -> "Workspace":
+    """The model's, of its last shape, or a new one."""
+    found = model.workspace
+    if found is None or (found.shape, found.dtype) != (idx.shape, model.wte.weight.dtype):
+        model.workspace = None  # freed before the next is made
+        with torch.no_grad():
+            model.workspace = Workspace(model, idx.shape)
+    return model.workspace
+
+
+class GPTLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, workspace, idx, targets, z_loss, *weights):
+        grads = [torch.empty_like(w) for w in weights]
+        ctx.save_for_backward(*grads)
+        return workspace.run(weights, idx, targets, z_loss, grads)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, None, None, None, *torch._foreach_mul(ctx.saved_tensors, grad)
+
+
+class Workspace:
+    """The memory of one pass over idx (B, T), and the pass.
+
+    shape : (B, T).
+    keep : whether each layer keeps what its backward pass needs.
+    """
+
+    def __init__(self, model, shape, keep=True):
+        cfg, (B, T), dtype = model.config, shape, model.wte.weight.dtype
+        C, F, V, hs, n = cfg.n_embd, cfg.n_ffn, cfg.vocab_size, cfg.head_size, B * T
+        self.shape, self.dtype, self.hs, self.eps = shape, dtype, hs, cfg.norm_eps
+        self.heads, n_head = cfg.n_head * B, cfg.n_head
+        new = functools.partial(torch.empty, dtype=dtype)
+
+        cos, sin = (table[:T].t().to(dtype).contiguous() for table in (model.cos, model.sin))  # (hs / 2, T)
+        self.cos, self.sin = torch.cat((cos, cos)), sin
+        self.causal = new(T, T).fill_(1).triu_()  # (keys, queries)
+
+        self.x, self.t = new(C, n), new(C, n)  # the residual stream; scratch
+        self.rows = new(n, C)
+        # Queries, keys and values as a product makes them, and the same as (3 n_head, B, hs, T).
+        self.made = new(3 * C, n)
+        self.made_heads = self.made.view(3 * n_head, hs, B, T).transpose(1, 2)
+        self.scratch = new(2 * C, n)
+        self.z = new(n_head, B, hs, T)
+
+        def layer():
+            qkv = new(3 * n_head, B, hs, T)
+            at = SimpleNamespace(qkv=qkv, qk=qkv[: 2 * n_head], y1=new(C, n), y2=new(C, n), z=new(C, n))
+            at.scale1, at.scale2, at.qk_scale = new(1, n), new(1, n), new(2 * n_head, 1, n)
+            at.relu, at.square = new(F, n), new(F, n)
+            at.z_heads = at.z.view(n_head, hs, B, T).transpose(1, 2)
+            at.parts = qkv.view(3, self.heads, hs, T).unbind()
+            at.p = [new(self.heads, last, last - first) for first, last in blocks(T)]
+            return at
+
+        self.layers = [layer() for _ in range(cfg.n_layer)] if keep else [layer()] * cfg.n_layer
+        self.y, self.scale = new(C, n), new(1, n)  # what the head multiplies
+        if keep:
+            self.head_columns = -(-n // -(-n // head_rows(V, model.lm_head.weight.device)))  # chunks of equal size
+            self.logits, self.columns = new(V * self.head_columns), torch.arange(n)
+            self.g, self.dy, self.dz = new(C, n), new(C, n), new(C, n)  # gradients of x, of what a norm made, of z
+            self.dz_heads = self.dz.view(n_head, hs, B, T).transpose(1, 2)
+            self.dqkv, self.ds = new(3 * n_head, B, hs, T), [torch.empty_like(p) for p in self.layers[0].p]
+            self.dparts = self.dqkv.view(3, self.heads, hs, T).unbind()
+            self.dhidden, self.dot = new(F, n), new(1, n)
+            self.qk_dot = new(2 * n_head, B, 1, T)
+
+    def run(self, weights, idx, targets, z_loss, grads):
+        """The mean loss; writes the gradients of the weights into grads."""
+        with torch.inference_mode():  # nothing is recorded or counted
+            self.forward(weights, idx)
+            total = self.head(weights[-1], targets.flatten(), grads[-1], z_loss)
+            self.backward(weights, idx, grads)
+        return total / targets.numel()  # made outside, a tensor like others
+
+    # ----- forward -----
+
+    def forward(self, weights, idx):
+        """Embedding, layers and the last norm: (C, n), what the head multiplies."""
+        x = self.x
+        torch.index_select(weights[0], 0, idx.flatten(), out=self.rows)
+        x.copy_(self.rows.t())
+        for at, (w_attn, w_proj, w_fc, w_out) in zip(self.layers, by_layer(weights), strict=True):
+            self.norm(at.y1, at.scale1)
+            torch.mm(w_attn, at.y1, out=self.made)
+            self.attend(at)
+            x.addmm_(w_proj, at.z)
+            self.norm(at.y2, at.scale2)
+            torch.mm(w_fc, at.y2, out=at.relu).relu_()
+            torch.mul(at.relu, at.relu, out=at.square)
+            x.addmm_(w_out, at.square)
+        self.norm(self.y, self.scale)
+        return self.y
+
+    def norm(self, y, scale):
+        """y = x scale, scale = 1 / (root mean square of each column)."""
+        torch.mul(self.x, self.x, out=self.t)
+        torch.sum(self.t, 0, keepdim=True, out=scale).div_(len(y)).add_(self.eps).rsqrt_()
+        torch.mul(self.x, scale, out=y)
+
+    def attend(self, at):
+        """z from the products in `made`: queries and keys normalized and rotated, softmax, values.
+
+        Normalized queries and keys have scores of at most sqrt(hs): their exponentials need no maximum subtracted.
+        """
+        made = self.made[: len(self.scratch)].view(len(at.qk_scale), self.hs, -1)
+        squares = self.scratch.view_as(made)
+        torch.mul(made, made, out=squares)
+        torch.sum(squares, 1, keepdim=True, out=at.qk_scale).div_(self.hs).add_(self.eps).rsqrt_()
+        made.mul_(at.qk_scale)
+        self.rotate(self.made_heads[: len(at.qk)], at.qk)
+        at.qkv[len(at.qk) :].copy_(self.made_heads[len(at.qk) :])
+        q, k, v = at.parts
+        z = self.z.view_as(q)
+        for (first, last), p in zip(blocks(self.shape[1]), at.p, strict=True):
+            kb, qb = k[..., :last].transpose(1, 2), q[..., first:last]
+            torch.baddbmm(p, kb, qb, beta=0, alpha=LOG2E * self.hs**-0.5, out=p).exp2_()
+            p[:, first:].mul_(self.causal[: last - first, : last - first])
+            p.mul_(p.sum(1, keepdim=True).reciprocal_())
+            torch.bmm(v[..., :last], p, out=z[..., first:last])
+        at.z_heads.copy_(self.z)
+
+    def rotate(self, x, out, sign=1):
+        """Each pair (x1, x2), one from each half of hs, by its position's angle; x, out (2 n_head, B, hs, T)."""
+        half = self.hs // 2
+        torch.mul(x, self.cos, out=out)
+        out[:, :, :half].addcmul_(x[:, :, half:], self.sin, value=-sign)
+        out[:, :, half:].addcmul_(x[:, :, :half], self.sin, value=sign)
+
+    # ----- the loss, and its gradient by what the head multiplies: cross_entropy.HeadLoss in columns -----
+
+    def head(self, weight, targets, dweight, z_loss):
+        """Sum of the losses of targets (n,); leaves the mean's gradients by y in dy and by weight in dweight."""
+        n, V, R = len(targets), len(weight), self.head_columns
+        exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        total = weight.new_zeros((), dtype=exact)
+        for at in range(0, n, R):
+            y = self.y[:, at : at + R]
+            width = y.size(1)
+            flat = self.logits[: V * width]
+            e = flat.view(V, width)
+            here = torch.add(self.columns[:width], targets[at : at + R], alpha=width)  # where each target lies
+            torch.addmm(e, weight, y, beta=0, alpha=LOG2E, out=e).exp2_()
+            s = e.sum(0)
+            target = flat.take(here)
+            if in_range(s):
+                log_s, log_target = s.to(exact).log(), target.to(exact).clamp(min=TINY).log()
+            else:
+                torch.mm(weight, y, out=e)
+                log_target, most = flat.take(here).to(exact), e.amax(0)
+                s = e.sub_(most).exp_().sum(0)
+                target, log_s = flat.take(here), s.to(exact).log() + most
+            total += (log_s - log_target).sum()
+            over = (n * s.to(exact)).reciprocal_()
+            if z_loss:
+                total += z_loss * log_s.square().sum()
+                more = 1 + 2 * z_loss * log_s
+                s, over = s / more.to(s.dtype), over * more
+            flat.put_(here, target - s)
+            over = over.to(weight.dtype)
+            torch.mm(weight.t(), e, out=self.dy[:, at : at + R]).mul_(over)
+            torch.addmm(dweight, e, (y * over).t(), beta=float(at > 0), out=dweight)
+        return total
+
+    # ----- backward -----
+
+    def backward(self, weights, idx, grads):
+        """All other gradients into grads, from dy."""
+        g = self.g
+        self.norm_backward(self.y, self.scale, add=False)
+        layers = zip(self.layers, by_layer(weights), by_layer(grads), strict=True)
+        for at, (w_attn, w_proj, w_fc, w_out), (dw_attn, dw_proj, dw_fc, dw_out) in reversed(list(layers)):
+            torch.mm(g, at.square.t(), out=dw_out)
+            torch.addmm(self.dhidden, w_out.t(), g, beta=0, alpha=2, out=self.dhidden).mul_(at.relu)
+            torch.mm(self.dhidden, at.y2.t(), out=dw_fc)
+            torch.mm(w_fc.t(), self.dhidden, out=self.dy)
+            self.norm_backward(at.y2, at.scale2)
+            torch.mm(g, at.z.t(), out=dw_proj)
+            torch.mm(w_proj.t(), g, out=self.dz)
+            self.attend_backward(at)
+            torch.mm(self.made, at.y1.t(), out=dw_attn)
+            torch.mm(w_attn.t(), self.made, out=self.dy)
+            self.norm_backward(at.y1, at.scale1)
+        # Summed in float32: in bfloat16 a frequent token's gradient would stop growing.
+        rows = self.rows.copy_(g.t())
+        rows = rows if g.dtype == torch.float64 else rows.float()
+        grads[0].copy_(rows.new_zeros(grads[0].shape).index_add_(0, idx.flatten(), rows))
+
+    def norm_backward(self, y, scale, add=True):
+        """g (+)= (dy - y mean(dy y)) scale."""
+        torch.mul(self.dy, y, out=self.t)
+        torch.sum(self.t, 0, keepdim=True, out=self.dot)
+        torch.addcmul(self.dy, y, self.dot, value=-1 / len(y), out=self.t)
+        if add:
+            self.g.addcmul_(self.t, scale)
+        else:
+            torch.mul(self.t, scale, out=self.g)
+
+    def attend_backward(self, at):
+        """From dz the gradient of what attend() was given, into `made`.
+
+        dS = P (dP - delta), delta = sum over the keys of P dP = z dz summed over a head (Dao 2023, arXiv:2307.08691).
+        """
+        (q, k, v), (dq, dk, dv), root = at.parts, self.dparts, self.hs**-0.5
+        torch.mul(self.dz, at.z, out=self.t)
+        delta = self.t.view(-1, self.hs, self.t.size(1)).sum(1).view(self.heads, 1, -1)
+        dz = self.z.copy_(self.dz_heads).view_as(q)
+        whole = list(zip(blocks(self.shape[1]), at.p, self.ds, strict=True))
+        for (first, last), p, ds in reversed(whole):  # the last block first: it meets all keys
+            kb, qb, vb, dzb = k[..., :last], q[..., first:last], v[..., :last], dz[..., first:last]
+            torch.bmm(vb.transpose(1, 2), dzb, out=ds).sub_(delta[..., first:last]).mul_(p)
+            more = dict(beta=float(last < self.shape[1]))
+            torch.baddbmm(dq[..., first:last], kb, ds, beta=0, alpha=root, out=dq[..., first:last])
+            torch.baddbmm(dk[..., :last], qb, ds.transpose(1, 2), alpha=root, out=dk[..., :last], **more)
+            torch.baddbmm(dv[..., :last], dzb, p.transpose(1, 2), out=dv[..., :last], **more)
+        dqk = self.dqkv[: len(at.qk)]
+        t = self.scratch.view_as(dqk)
+        torch.mul(dqk, at.qk, out=t)  # a rotation changes neither the mean(dy y) of a norm nor its scale
+        torch.sum(t, 2, keepdim=True, out=self.qk_dot)
+        torch.addcmul(dqk, at.qk, self.qk_dot, value=-1 / self.hs, out=t)
+        t.mul_(at.qk_scale.view(len(dqk), 1, len(dqk[0]), -1).transpose(1, 2))
+        self.rotate(t, self.made_heads[: len(dqk)], -1)
+        self.made_heads[len(dqk) :].copy_(self.dqkv[len(dqk) :])
+
+
+def by_layer(weights):
+    """Of [embedding, four of each layer, head], a tuple for each layer."""
+    inner = weights[1:-1]
+    return [tuple(inner[i : i + 4]) for i in range(0, len(inner), 4)]
