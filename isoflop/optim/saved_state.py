@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 
 import torch
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class SavedState(ABC):
@@ -54,14 +53,21 @@ class SavedState(ABC):
         self.set_count(step)
 
 
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether it is a DTensor; to import that class takes .7 s, longer than a small run's steps."""
+    return hasattr(tensor, "to_local")
+
+
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """This process's part of a sharded tensor; any other tensor itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def put(tensor: torch.Tensor, whole: torch.Tensor):
     """Fill a tensor, sharded or not, from a whole one of its shape that every process has."""
     whole = whole.to(tensor.device)
-    if isinstance(tensor, DTensor):
+    if is_sharded(tensor):
+        from torch.distributed.tensor import distribute_tensor
+
         whole = distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None)
     local(tensor.detach()).copy_(local(whole))
