@@ -174,7 +174,7 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(cfg.n_embd, cfg.vocab_size, bias=False)
         if cfg.tied:
             self.lm_head.weight = self.wte.weight
-        self.in_one_piece = gpt.in_one_piece(cfg)  # optim.parallel.shard() takes it back
+        self.in_one_piece = cfg.in_one_piece  # optim.parallel.shard() takes it back
         self.workspace = None  # kernels/gpt.py's
         self.init_weights()
 

@@ -76,6 +76,13 @@ class ModelConfig:
             object.__setattr__(self, "n_ffn", -(-round(self.ffn_mult * self.n_embd, 6) // 8) * 8)  # rounded up
         object.__setattr__(self, "n_ffn", int(self.n_ffn))
 
+    @property
+    def in_one_piece(self) -> bool:
+        """Whether it has the default's blocks and ends, of any size: kernels/gpt.py computes these."""
+        blocks = self.norm == "rmsnorm" and not self.norm_gain and not self.bias and self.activation == "relu2"
+        mixing = self.position == "rope" and self.qk_norm and self.n_kv_head == self.n_head
+        return blocks and mixing and not self.tied and not self.logit_softcap
+
     def _fill_in_heads(self):
         """n_head, head_size and n_kv_head where they are not given; UserError where they don't fit each other."""
         if self.n_head is None:

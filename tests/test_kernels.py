@@ -261,52 +261,6 @@ def test_the_model_is_the_same_without_the_fused_pieces(monkeypatch):
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", EXACT)
-@pytest.mark.parametrize("n_head, n_kv_head, qk_norm", [(3, 3, True), (4, 2, True), (3, 3, False)])
-def test_halves_of_a_block_equal_its_modules(n_head, n_kv_head, qk_norm, dtype):
-    cfg = ModelConfig(1, 24, n_head=n_head, n_kv_head=n_kv_head, block_size=150, vocab_size=50, qk_norm=qk_norm)
-    model = GPT(cfg).to(dtype)
-    block = model.h[0]
-    weights = [torch.randn_like(p).mul_(0.3).requires_grad_() for p in block.parameters()]
-    (x,) = leaves((2, 150, 24), dtype=dtype, seed=3)
-    rotary = model.cos, model.sin
-
-    def run(in_halves):
-        def forward(x, *weights):
-            block.in_halves = in_halves
-            names = [name for name, _ in block.named_parameters()]
-            return torch.func.functional_call(block, dict(zip(names, weights, strict=True)), (x, rotary))
-
-        return forward
-
-    assert block.in_halves
-    tolerance = {torch.float32: dict(rtol=1e-4, atol=1e-4), torch.float64: dict(rtol=1e-9, atol=1e-10)}[dtype]
-    compare(run(True), run(False), [x, *weights], **tolerance)
-
-
-def test_bfloat16_halves_are_as_near_to_float64_as_the_modules():
-    """Widths of 24 and 32: with sums in float32 and in bfloat16's own type."""
-    for width in (24, 32):
-        torch.manual_seed(0)
-        cfg = ModelConfig(1, width, block_size=64, vocab_size=50)
-        exact = GPT(cfg).double()
-        for p in exact.parameters():
-            torch.nn.init.normal_(p, std=width**-0.5)
-        small = copy.deepcopy(exact).bfloat16()
-        exact.load_state_dict(small.state_dict())
-        idx = torch.randint(50, (4, 65))
-        errors = {}
-        for in_halves in (True, False):
-            small.h[0].in_halves = in_halves
-            for model in (exact, small):
-                model.zero_grad()
-                model(idx[:, :-1], idx[:, 1:])[1].backward()
-            pairs = zip(exact.parameters(), small.parameters(), strict=True)
-            errors[in_halves] = [float((a.grad - b.grad).norm() / a.grad.norm()) for a, b in pairs]
-        for ours, modules in zip(errors[True], errors[False], strict=True):
-            assert ours < max(0.02, 1.3 * modules)
-
-
 def test_embedding_sums_repeated_rows():
     (weight,) = leaves((5, 7), dtype=torch.float64)
     idx = torch.tensor([[1, 4, 1], [0, 1, 4]])

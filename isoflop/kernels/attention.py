@@ -45,35 +45,47 @@ QUERY_BLOCK = 128  # queries taken at a time: each block meets the keys up to it
 
 
 class SelfAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, heads, n_head, cos, sin, eps):
-        y, saved = forward(heads, n_head, cos, sin, eps)
-        ctx.n_head = n_head
-        ctx.save_for_backward(*saved)
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):
-        return backward(dy, ctx.n_head, *ctx.saved_tensors), None, None, None, None
-
-
-def forward(heads, n_head, cos, sin, eps):
-    """self_attention() of (B, T, nh + 2 nkv, hs), and the tensors that backward() needs; cos, sin, eps may be None.
-
-    Batched products and exponentials in place: at these sizes torch's blocked CPU kernel costs more than it saves.
+    """Batched products and exponentials in place. At these sizes torch's blocked CPU kernel costs more than it saves.
 
     Heads come first in memory, (nh + 2 nkv, B, T, hs), so that queries, keys and values are slices for the batched
     products, and their gradients too: one copy in, one out. They are normalized and rotated there, too.
     """
-    B, T, H, hs = heads.shape
-    sizes = sizes_of(H, n_head)
-    packed = heads.permute(2, 0, 1, 3).clone(memory_format=torch.contiguous_format)
-    angles = (None, None) if cos is None else full_angles(cos, sin)
-    scale = norm_rotate_(packed[: -sizes[2]], *angles, eps)
-    q, k, v = (a.view(-1, T, hs) for a in expand_kv(packed, sizes))
-    y, kept = attend(q, k, v)
-    y = y.view(n_head, B, T, hs).permute(1, 2, 0, 3).reshape(B, T, n_head * hs)
-    return y, (packed, scale, *angles, *kept)
+
+    @staticmethod
+    def forward(ctx, heads, n_head, cos, sin, eps):
+        B, T, H, hs = heads.shape
+        sizes = sizes_of(H, n_head)
+        packed = heads.permute(2, 0, 1, 3).clone(memory_format=torch.contiguous_format)
+        angles = (None, None) if cos is None else full_angles(cos, sin)
+        scale = norm_rotate_(packed[: -sizes[2]], *angles, eps)
+        q, k, v = (a.view(-1, T, hs) for a in expand_kv(packed, sizes))
+        y, kept = attend(q, k, v)
+        ctx.sizes = sizes
+        ctx.save_for_backward(packed, scale, *angles, *kept)
+        return y.view(n_head, B, T, hs).permute(1, 2, 0, 3).reshape(B, T, n_head * hs)
+
+    @staticmethod
+    def backward(ctx, dy):
+        packed, scale, cos, sin, *kept = ctx.saved_tensors
+        (B, T, hs), sizes = packed.shape[1:], ctx.sizes
+        dy = dy.view(B, T, sizes[0], hs).permute(2, 0, 1, 3).contiguous().view(-1, T, hs)
+        q, k, v = (a.view(-1, T, hs) for a in expand_kv(packed, sizes))
+        grad = torch.empty_like(packed)
+        if sizes[0] == sizes[1]:
+            attend_backward(dy, q, k, v, kept, *(a.view(-1, T, hs) for a in grad.split(sizes)))
+        else:
+            expanded = [torch.empty_like(q) for _ in range(3)]
+            attend_backward(dy, q, k, v, kept, *expanded)
+            for part, full in zip(grad.split(sizes), expanded, strict=True):
+                torch.sum(full.view(len(part), -1, B, T, hs), 1, out=part)
+        dqk = full = grad[: -sizes[2]]
+        if scale is not None:  # a rotation changes neither the mean(dy y) of a norm nor its scale
+            full = norm_backward(full, packed[: -sizes[2]], scale)
+        if cos is not None:
+            full = rotate_with(wide(full), cos, sin, back=True)
+        if full is not dqk:
+            dqk.copy_(full)
+        return grad.permute(1, 2, 0, 3).contiguous(), None, None, None, None
 
 
 def sizes_of(heads: int, n_head: int) -> tuple[int, int, int]:
@@ -93,29 +105,6 @@ def norm_rotate_(qk, cos, sin, eps):
     if full is not qk:
         qk.copy_(full)
     return scale
-
-
-def backward(dy, n_head, packed, scale, cos, sin, *kept):
-    """Gradient of heads, (B, T, nh + 2 nkv, hs), from that of y."""
-    (B, T, hs), sizes = packed.shape[1:], sizes_of(len(packed), n_head)
-    dy = dy.view(B, T, sizes[0], hs).permute(2, 0, 1, 3).contiguous().view(-1, T, hs)
-    q, k, v = (a.view(-1, T, hs) for a in expand_kv(packed, sizes))
-    grad = torch.empty_like(packed)
-    if sizes[0] == sizes[1]:
-        attend_backward(dy, q, k, v, kept, *(a.view(-1, T, hs) for a in grad.split(sizes)))
-    else:
-        expanded = [torch.empty_like(q) for _ in range(3)]
-        attend_backward(dy, q, k, v, kept, *expanded)
-        for part, full in zip(grad.split(sizes), expanded, strict=True):
-            torch.sum(full.view(len(part), -1, B, T, hs), 1, out=part)
-    dqk = full = grad[: -sizes[2]]
-    if scale is not None:  # a rotation changes neither the mean(dy y) of a norm nor its scale
-        full = norm_backward(full, packed[: -sizes[2]], scale)
-    if cos is not None:
-        full = rotate_with(wide(full), cos, sin, back=True)
-    if full is not dqk:
-        dqk.copy_(full)
-    return grad.permute(1, 2, 0, 3).contiguous()
 
 
 def expand_kv(packed, sizes):

@@ -18,13 +18,6 @@ from isoflop.kernels.attention import blocks
 from isoflop.kernels.cross_entropy import LOG2E, TINY, head_loss, head_rows, in_range
 
 
-def in_one_piece(cfg) -> bool:
-    """Whether a ModelConfig is one that this file computes."""
-    blocks_ = cfg.norm == "rmsnorm" and not cfg.norm_gain and not cfg.bias and cfg.activation == "relu2"
-    mixing = cfg.position == "rope" and cfg.qk_norm and cfg.n_kv_head == cfg.n_head
-    return blocks_ and mixing and not cfg.tied and not cfg.logit_softcap
-
-
 def loss(model, idx, targets, reduction="mean", z_loss=0.0):
     """Cross-entropy of a GPT, as head_loss() returns it; idx, targets int64 (B, T).
 

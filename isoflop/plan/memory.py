@@ -85,6 +85,23 @@ def saved_per_layer(cfg: ModelConfig, rows: int, width: int, path: str) -> float
     return tokens * (2 * stream + mixed + s * hidden)
 
 
+def workspace(cfg: ModelConfig, tokens: int, width: int) -> float:
+    """Bytes of kernels.gpt.Workspace for a training step of `tokens` tokens, but for the head's logits.
+
+    width : bytes of the compute type.
+    """
+    C, F, T, nh, hs = cfg.n_embd, cfg.n_ffn, cfg.block_size, cfg.n_head, cfg.head_size
+    scores = _score_columns(T) * nh
+    layer = 6 * C + 2 * F + scores + 2 + 2 * nh
+    shared = 17 * C + F + scores + 2 + 2 * nh  # the residual stream, scratch, gradients
+    return width * (tokens * (cfg.n_layer * layer + shared) + T * (1.5 * hs + T)) + 8 * tokens
+
+
+def _chunk(tokens: int, vocab_size: int) -> int:
+    """Tokens whose logits are made at a time in kernels.gpt: parts of equal size."""
+    return -(-tokens // -(-tokens // head_rows(vocab_size, "cpu")))
+
+
 def _score_columns(T: int) -> float:
     """Attention scores kept per query and head, on average: queries go in blocks, each sees the keys up to its end."""
     whole, rest = divmod(T, QUERY_BLOCK)
@@ -130,17 +147,23 @@ def estimate_memory(
         moments += P
 
     ends = tokens * (stream * C + 16)  # the last normalization; indices and targets, 8 bytes each
-    activations = L * saved_per_layer(cfg, micro_batch_size, s, path) + ends
-    logits = _head(cfg, tokens, s, path)
+    activations = saved = L * saved_per_layer(cfg, micro_batch_size, s, path) + ends
+    logits = saved_logits = _head(cfg, tokens, s, path)
     evaluation = _evaluation(cfg, path, val_tokens)
     last_mlp = s * (tokens * C + cfg.vocab_size * C + tokens * cfg.n_ffn + cfg.n_ffn * C)  # its backward begins
     building = FP32 * P  # the model as built, before it becomes a view of the buffers
     step = casts + activations + max(logits, last_mlp)
+    in_one_piece = path == "cpu" and cfg.in_one_piece  # --shard takes the modules
+    if in_one_piece:
+        activations = workspace(cfg, tokens, s) + 24 * tokens  # and indices and targets as read and as taken
+        logits = s * cfg.vocab_size * _chunk(tokens, cfg.vocab_size)
+        embedding = FP32 * table["embedding"] + (FP32 * tokens * C if s < FP32 else 0)  # its gradient, as summed
+        step = activations + logits + s * P + embedding
     moment = max(building, step, seen * P, evaluation)  # seen * P: after backward, autograd's own gradients
 
     whole = FP32 * moments + master
     shards = FP32 * P / n_gpus, FP32 * P / n_gpus, FP32 * moments / n_gpus  # weights, gradients, moments
-    peak_shard = sum(shards) + _gathered(table, L, s, activations, logits, last_mlp, evaluation)
+    peak_shard = sum(shards) + _gathered(table, L, s, saved, saved_logits, last_mlp, evaluation)
     if path == "cpu":
         peak_shard = max(peak_shard, building + shards[0])  # elsewhere it is built beside the device
     return Memory(
@@ -177,6 +200,9 @@ def _evaluation(cfg: ModelConfig, path: str, val_tokens: int) -> float:
     tokens = max(1, min(2**13, 2**26 // V, val_tokens) // T) * T
     if path != "cpu":
         return tokens * (10 * V + 16 * C)
+    if cfg.in_one_piece:
+        of_layer = 6 * C + 2 * F + _score_columns(T) * cfg.n_head + 2 + 2 * cfg.n_head
+        return FP32 * (tokens * max(of_layer + 10 * C, C + 2 * min(1, head_rows(V, path) / tokens) * V) + T * T)
     scores = _score_columns(T) * cfg.n_head
     hidden = {"relu2": 3 * F, "swiglu": 4 * F}.get(cfg.activation, 2 * F)
     keys = cfg.n_kv_head * cfg.head_size
