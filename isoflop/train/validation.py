@@ -13,7 +13,7 @@ from isoflop.options import UserError
 if TYPE_CHECKING:
     from isoflop.data.reader import TokenData
 
-CHUNK_TOKENS = 2**13  # tokens of a forward pass
+CHUNK_TOKENS = {"cpu": 2**11, "cuda": 2**13}  # of a forward pass; a CPU's caches hold what 2,048 tokens make
 CHUNK_LOGITS = 2**26  # the logits are the largest tensor here
 
 
@@ -33,7 +33,7 @@ def validation_rows(tokens: TokenData, block_size: int, val_tokens: int) -> int:
 
 @torch.no_grad()
 def evaluate(
-    model, tokens: TokenData, token_bytes, rows: int, env: DistributedEnv, autocast, chunk_tokens: int = CHUNK_TOKENS
+    model, tokens: TokenData, token_bytes, rows: int, env: DistributedEnv, autocast, chunk_tokens: int | None = None
 ) -> dict:
     """Loss over the fixed range, each rank taking every env.size-th sequence; sums are reduced once.
 
@@ -43,6 +43,7 @@ def evaluate(
     ----------
     token_bytes : int64 tensor (vocab_size,), bytes of each token's text; 0 for end-of-text. None: unknown.
     rows : sequences of block_size tokens in the range.
+    chunk_tokens : of a forward pass, CHUNK_TOKENS by default.
 
     Returns
     -------
@@ -52,6 +53,7 @@ def evaluate(
     """
     T, V = model.config.block_size, model.config.vocab_size
     mine = list(range(env.rank, rows, env.size))
+    chunk_tokens = chunk_tokens or CHUNK_TOKENS["cpu" if env.device == "cpu" else "cuda"]
     per_chunk = max(1, min(chunk_tokens, CHUNK_LOGITS // V) // T)
     n = total = squares = text_loss = text_bytes = 0.0
     most = -(-rows // env.size)  # of any rank: all call a model that is sharded as often as each other
