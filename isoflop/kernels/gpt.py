@@ -104,14 +104,16 @@ class Workspace:
             at.relu, at.square = new(F, n), new(F, n)
             at.z_heads = at.z.view(n_head, hs, B, T).transpose(1, 2)
             at.parts = qkv.view(3, self.heads, hs, T).unbind()
-            at.p = [new(self.heads, last, last - first) for first, last in blocks(T)]
+            at.p = [new(self.heads, last, last - first) for first, last in blocks(T)]  # exponentials of the scores
+            at.over = new(self.heads, 1, T)  # one over their sums
             return at
 
         self.layers = [layer() for _ in range(cfg.n_layer)] if keep else [layer()] * cfg.n_layer
         self.y, self.scale = new(C, n), new(1, n)  # what the head multiplies
         if keep:
             self.head_columns = -(-n // -(-n // head_rows(V, model.lm_head.weight.device)))  # chunks of equal size
-            self.logits, self.columns = new(V * self.head_columns), torch.arange(n)
+            # Rows a little apart: where their distance is a power of two, they share a few lines of the cache.
+            self.logits, self.columns = new(V, self.head_columns + 32), torch.arange(n)
             self.g, self.dy, self.dz = new(C, n), new(C, n), new(C, n)  # gradients of x, of what a norm made, of z
             self.dz_heads = self.dz.view(n_head, hs, B, T).transpose(1, 2)
             self.dqkv, self.ds = new(3 * n_head, B, hs, T), [torch.empty_like(p) for p in self.layers[0].p]
@@ -141,14 +143,14 @@ class Workspace:
             x.addmm_(w_proj, at.z)
             self.norm(at.y2, at.scale2)
             torch.mm(w_fc, at.y2, out=at.relu).relu_()
-            torch.mul(at.relu, at.relu, out=at.square)
+            torch.square(at.relu, out=at.square)
             x.addmm_(w_out, at.square)
         self.norm(self.y, self.scale)
         return self.y
 
     def norm(self, y, scale):
         """y = x scale, scale = 1 / (root mean square of each column)."""
-        torch.mul(self.x, self.x, out=self.t)
+        torch.square(self.x, out=self.t)
         torch.sum(self.t, 0, keepdim=True, out=scale).div_(len(y)).add_(self.eps).rsqrt_()
         torch.mul(self.x, scale, out=y)
 
@@ -159,7 +161,7 @@ class Workspace:
         """
         made = self.made[: len(self.scratch)].view(len(at.qk_scale), self.hs, -1)
         squares = self.scratch.view_as(made)
-        torch.mul(made, made, out=squares)
+        torch.square(made, out=squares)
         torch.sum(squares, 1, keepdim=True, out=at.qk_scale).div_(self.hs).add_(self.eps).rsqrt_()
         made.mul_(at.qk_scale)
         self.rotate(self.made_heads[: len(at.qk)], at.qk)
@@ -170,8 +172,9 @@ class Workspace:
             kb, qb = k[..., :last].transpose(1, 2), q[..., first:last]
             torch.baddbmm(p, kb, qb, beta=0, alpha=LOG2E * self.hs**-0.5, out=p).exp2_()
             p[:, first:].mul_(self.causal[: last - first, : last - first])
-            p.mul_(p.sum(1, keepdim=True).reciprocal_())
+            torch.sum(p, 1, keepdim=True, out=at.over[..., first:last])
             torch.bmm(v[..., :last], p, out=z[..., first:last])
+        z.mul_(at.over.reciprocal_())
         at.z_heads.copy_(self.z)
 
     def rotate(self, x, out, sign=1):
@@ -185,15 +188,14 @@ class Workspace:
 
     def head(self, weight, targets, dweight, z_loss):
         """Sum of the losses of targets (n,); leaves the mean's gradients by y in dy and by weight in dweight."""
-        n, V, R = len(targets), len(weight), self.head_columns
+        n, R = len(targets), self.head_columns
         exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
         total = weight.new_zeros((), dtype=exact)
         for at in range(0, n, R):
             y = self.y[:, at : at + R]
             width = y.size(1)
-            flat = self.logits[: V * width]
-            e = flat.view(V, width)
-            here = torch.add(self.columns[:width], targets[at : at + R], alpha=width)  # where each target lies
+            e, flat = self.logits[:, :width], self.logits.view(-1)
+            here = torch.add(self.columns[:width], targets[at : at + R], alpha=self.logits.stride(0))  # of each target
             torch.addmm(e, weight, y, beta=0, alpha=LOG2E, out=e).exp2_()
             s = e.sum(0)
             target = flat.take(here)
@@ -253,12 +255,13 @@ class Workspace:
     def attend_backward(self, at):
         """From dz the gradient of what attend() was given, into `made`.
 
-        dS = P (dP - delta), delta = sum over the keys of P dP = z dz summed over a head (Dao 2023, arXiv:2307.08691).
+        The softmax is P = E over, E the exponentials: with dz over in place of dz, E stands for P, and dS = E (dP -
+        delta), delta = sum over the keys of E dP = z dz summed over a head (Dao 2023, arXiv:2307.08691).
         """
         (q, k, v), (dq, dk, dv), root = at.parts, self.dparts, self.hs**-0.5
-        torch.mul(self.dz, at.z, out=self.t)
-        delta = self.t.view(-1, self.hs, self.t.size(1)).sum(1).view(self.heads, 1, -1)
-        dz = self.z.copy_(self.dz_heads).view_as(q)
+        dz = torch.mul(self.dz_heads, at.over.view(self.z.size(0), -1, 1, self.shape[1]), out=self.z).view_as(q)
+        torch.mul(self.z, at.z_heads, out=self.t.view_as(self.z))
+        delta = self.t.view_as(q).sum(1, keepdim=True)
         whole = list(zip(blocks(self.shape[1]), at.p, self.ds, strict=True))
         for (first, last), p, ds in reversed(whole):  # the last block first: it meets all keys
             kb, qb, vb, dzb = k[..., :last], q[..., first:last], v[..., :last], dz[..., first:last]
