@@ -459,7 +459,9 @@ def finish(run: Setup, progress: Progress, model, optimizer) -> RunRecord:
         tail = torch.stack(list(progress.losses)[-run.tail :]).mean().item()
         train_loss = env.sum(tail)[0] / env.size
     if progress.status == "ok":
-        found = evaluate(model, run.tokens, run.token_bytes, run.val_rows, env, run.autocast)
+        # A sharded model casts its own weights.
+        with contextlib.nullcontext() if run.sharded else devices.computing(model, run.dtype, env.device):
+            found = evaluate(model, run.tokens, run.token_bytes, run.val_rows, env, run.autocast)
         if math.isfinite(found["val_loss"]):
             val = found
             if blown_up(found["val_loss"], progress.curve, run.plan, run.mc.vocab_size):

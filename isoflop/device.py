@@ -1,5 +1,6 @@
 """Device, compute type, autocast, peak memory and allocator settings."""
 
+import contextlib
 import ctypes
 import functools
 import resource
@@ -108,6 +109,19 @@ def weights_dtype(dtype: str, device: str) -> torch.dtype:
     A CPU gets bf16 weights, and with them a model that is bf16 throughout. GPUs get float32 weights and autocast.
     """
     return torch.bfloat16 if dtype == "bfloat16" and device == "cpu" else torch.float32
+
+
+@contextlib.contextmanager
+def computing(model, dtype: str, device: str):
+    """Inside, the model's float32 weights are those that a step computes with, see weights_dtype()."""
+    kept = [p.data for p in model.parameters()]
+    for p in model.parameters():
+        p.data = p.data.to(weights_dtype(dtype, device))
+    try:
+        yield
+    finally:
+        for p, data in zip(model.parameters(), kept, strict=True):
+            p.data = data
 
 
 def autocast(dtype: str, device: str):

@@ -20,7 +20,7 @@ def head_loss(x, weight, targets, reduction="mean", softcap=None, z_loss=0.0):
     rows = x.reshape(-1, x.size(-1))
     if reduction == "mean" and torch.is_grad_enabled():
         return HeadLoss.apply(rows, weight, targets.reshape(-1), z_loss)
-    R = head_rows(len(weight), x.device)
+    R = max(1, head_rows(len(weight), x.device) // 4)  # here logits are float32, and so are their log-softmax
     pieces = zip(rows.split(R), targets.reshape(-1).split(R), strict=True)
     each = torch.cat([plain_head_loss(a, weight, b, "none", None, z_loss) for a, b in pieces])
     return each.view(targets.shape) if reduction == "none" else each.mean()

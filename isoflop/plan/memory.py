@@ -149,17 +149,17 @@ def estimate_memory(
     ends = tokens * (stream * C + 16)  # the last normalization; indices and targets, 8 bytes each
     activations = saved = L * saved_per_layer(cfg, micro_batch_size, s, path) + ends
     logits = saved_logits = _head(cfg, tokens, s, path)
-    evaluation = _evaluation(cfg, path, val_tokens)
+    evaluation = _evaluation(cfg, s, path, val_tokens)
     last_mlp = s * (tokens * C + cfg.vocab_size * C + tokens * cfg.n_ffn + cfg.n_ffn * C)  # its backward begins
     building = FP32 * P  # the model as built, before it becomes a view of the buffers
     step = casts + activations + max(logits, last_mlp)
-    in_one_piece = path == "cpu" and cfg.in_one_piece  # --shard takes the modules
-    if in_one_piece:
+    if path == "cpu" and cfg.in_one_piece:  # but with --shard, which takes the modules
         activations = workspace(cfg, tokens, s) + 24 * tokens  # and indices and targets as read and as taken
         logits = s * cfg.vocab_size * _chunk(tokens, cfg.vocab_size)
         embedding = FP32 * table["embedding"] + (FP32 * tokens * C if s < FP32 else 0)  # its gradient, as summed
         step = activations + logits + s * P + embedding
-    moment = max(building, step, seen * P, evaluation)  # seen * P: after backward, autograd's own gradients
+    evaluated = s * P if path == "cpu" and s < FP32 else 0  # the last weights, in the compute type
+    moment = max(building, step, seen * P, evaluation + evaluated)  # seen * P: autograd's own gradients
 
     whole = FP32 * moments + master
     shards = FP32 * P / n_gpus, FP32 * P / n_gpus, FP32 * moments / n_gpus  # weights, gradients, moments
@@ -194,21 +194,21 @@ def _head(cfg: ModelConfig, tokens: int, s: int, path: str) -> float:
     return max(s * tokens * C + s * V * C + chunk, 2 * s * tokens * C + 2 * s * V * C)
 
 
-def _evaluation(cfg: ModelConfig, path: str, val_tokens: int) -> float:
-    """Bytes of train.validation.evaluate(): a forward pass of some 8,192 tokens, 2,048 on a CPU, where the weights
-    are float32."""
+def _evaluation(cfg: ModelConfig, s: int, path: str, val_tokens: int) -> float:
+    """Bytes of train.validation.evaluate(): a forward pass of some 8,192 tokens, or on a CPU 2,048 with weights in
+    the compute type, of s bytes."""
     C, F, T, V = cfg.n_embd, cfg.n_ffn, cfg.block_size, cfg.vocab_size
     chunk = 2**11 if path == "cpu" else 2**13  # train.validation.CHUNK_TOKENS
     tokens = max(1, min(chunk, 2**26 // V, val_tokens) // T) * T
     if path != "cpu":
         return tokens * (10 * V + 16 * C)
+    logits = min(tokens, head_rows(V, path) // 4) * V * 2 * FP32
     if cfg.in_one_piece:
-        of_layer = 6 * C + 2 * F + _score_columns(T) * cfg.n_head + 2 + 2 * cfg.n_head
-        return FP32 * (tokens * max(of_layer + 10 * C, C + 2 * min(1, head_rows(V, path) / tokens) * V) + T * T)
+        layer = 16 * C + 2 * F + _score_columns(T) * cfg.n_head + 2 + 2 * cfg.n_head
+        return max(s * (tokens * layer + T * T), s * tokens * C + logits)
     scores = _score_columns(T) * cfg.n_head
     hidden = {"relu2": 3 * F, "swiglu": 4 * F}.get(cfg.activation, 2 * F)
     keys = cfg.n_kv_head * cfg.head_size
     columns = C + 2 * keys  # of queries, keys, values, as made and as packed
-    attention = 4 * C + 2 * columns + scores
-    mlp, head = 3 * C + hidden, 2 * C
-    return FP32 * max(tokens * attention, tokens * mlp, tokens * head + 2 * head_rows(V, path) * V)
+    attention, mlp = 4 * C + 2 * columns + scores, 3 * C + hidden
+    return max(s * tokens * attention, s * tokens * mlp, s * tokens * 2 * C + logits)
