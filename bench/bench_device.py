@@ -141,11 +141,12 @@ def levers(device: str, dtype: str, rows: int, wanted: str, processes: int) -> l
                 out.append((f"attention {name.split('_')[0].lower()}", [lambda b=backend: sdpa_kernel(b)], {}))
         out.append(("--compile, reduce-overhead", [], {"compile": True, "compile_mode": "reduce-overhead"}))
     else:
+        out.append(("modules", plain(model_module), {}))
         out.append(("torch's attention", plain(attention, model_module), {}))
     if device == "cuda" or wanted in ("all", "compile"):
         out.append(("--compile", [], {"compile": True}))
     if wanted == "all" and device != "cuda":
-        out.append(("plain head and loss", plain(cross_entropy), {}))
+        out.append(("plain head and loss", plain(cross_entropy, model_module), {}))
         out.append(("plain norm and activation", plain(elementwise, model_module), {}))
         if dtype == "float32":
             out.append(("torch.optim.AdamW", [torch_optimizer], {}))
