@@ -91,24 +91,17 @@ class Workspace:
 
         self.x, self.t = new(C, n), new(C, n)  # the residual stream; scratch
         self.rows = new(n, C)
-        # Queries, keys and values as a product makes them, and the same as (3 n_head, B, hs, T).
-        self.made = new(3 * C, n)
-        self.made_heads = self.made.view(3 * n_head, hs, B, T).transpose(1, 2)
-        self.scratch = new(2 * C, n)
+        # Queries, keys and values as a product makes them, and the same as (3 n_head, B, hs, T): qk and v.
+        self.made, self.scratch = new(3 * C, n), new(2 * C, n)
+        by_head = self.made.view(3 * n_head, hs, B, T).transpose(1, 2)
+        self.made_qk, self.made_v = halves(by_head[: 2 * n_head]), by_head[2 * n_head :]
+        self.made_rows = self.made[: 2 * C].view(2 * n_head, hs, n)
         self.z = new(n_head, B, hs, T)
+        self.z_heads = self.z.view(self.heads, hs, T)
 
-        def layer():
-            qkv = new(3 * n_head, B, hs, T)
-            at = SimpleNamespace(qkv=qkv, qk=qkv[: 2 * n_head], y1=new(C, n), y2=new(C, n), z=new(C, n))
-            at.scale1, at.scale2, at.qk_scale = new(1, n), new(1, n), new(2 * n_head, 1, n)
-            at.relu, at.square = new(F, n), new(F, n)
-            at.z_heads = at.z.view(n_head, hs, B, T).transpose(1, 2)
-            at.parts = qkv.view(3, self.heads, hs, T).unbind()
-            at.p = [new(self.heads, last, last - first) for first, last in blocks(T)]  # exponentials of the scores
-            at.over = new(self.heads, 1, T)  # one over their sums
-            return at
-
-        self.layers = [layer() for _ in range(cfg.n_layer)] if keep else [layer()] * cfg.n_layer
+        self.layers = [self.layer(new, cfg, B, T) for _ in range(cfg.n_layer if keep else 1)]
+        if not keep:
+            self.layers *= cfg.n_layer
         self.y, self.scale = new(C, n), new(1, n)  # what the head multiplies
         if keep:
             self.head_columns = -(-n // -(-n // head_rows(V, model.lm_head.weight.device)))  # chunks of equal size
@@ -116,10 +109,41 @@ class Workspace:
             self.logits, self.columns = new(V, self.head_columns + 32), torch.arange(n)
             self.g, self.dy, self.dz = new(C, n), new(C, n), new(C, n)  # gradients of x, of what a norm made, of z
             self.dz_heads = self.dz.view(n_head, hs, B, T).transpose(1, 2)
-            self.dqkv, self.ds = new(3 * n_head, B, hs, T), [torch.empty_like(p) for p in self.layers[0].p]
-            self.dparts = self.dqkv.view(3, self.heads, hs, T).unbind()
-            self.dhidden, self.dot = new(F, n), new(1, n)
-            self.qk_dot = new(2 * n_head, B, 1, T)
+            self.dhidden, self.dot, self.qk_dot = new(F, n), new(1, n), new(2 * n_head, B, 1, T)
+            dqkv, ds = new(3 * n_head, B, hs, T), [torch.empty_like(p) for p in self.layers[0].p]
+            self.dqk, self.dv, self.delta = dqkv[: 2 * n_head], dqkv[2 * n_head :], new(self.heads, 1, T)
+            for at in self.layers:
+                at.backward = self.backward_blocks(at, dqkv.view(3, self.heads, hs, T).unbind(), ds)
+
+    def layer(self, new, cfg, B, T):
+        """What a layer makes, and keeps for its backward pass."""
+        C, F, n, n_head, hs = cfg.n_embd, cfg.n_ffn, B * T, cfg.n_head, self.hs
+        qkv = new(3 * n_head, B, hs, T)
+        at = SimpleNamespace(qk=halves(qkv[: 2 * n_head]), v=qkv[2 * n_head :], z=new(C, n))
+        at.y1, at.scale1, at.y2, at.scale2 = new(C, n), new(1, n), new(C, n), new(1, n)
+        at.qk_scale, at.relu, at.square = new(2 * n_head, 1, n), new(F, n), new(F, n)
+        at.qk_scale_heads = at.qk_scale.view(2 * n_head, 1, B, T).transpose(1, 2)
+        at.z_heads = at.z.view(n_head, hs, B, T).transpose(1, 2)
+        at.parts = q, k, v = qkv.view(3, self.heads, hs, T).unbind()
+        at.p = [new(self.heads, last, last - first) for first, last in blocks(T)]  # exponentials of the scores
+        at.over = new(self.heads, 1, T)  # one over their sums
+        at.over_heads = at.over.view(n_head, B, 1, T)
+        at.forward = []  # of each block of queries: keys^T, queries, values, z, P, its square part, a mask, sums
+        for (first, last), p in zip(blocks(T), at.p, strict=True):
+            parts = k[..., :last].transpose(1, 2), q[..., first:last], v[..., :last], self.z_heads[..., first:last]
+            mask = self.causal[: last - first, : last - first]
+            at.forward.append((*parts, p, p[:, first:], mask, at.over[..., first:last]))
+        return at
+
+    def backward_blocks(self, at, grads, ds):
+        """Of each block of queries, the last first: keys, queries, values^T, dz, P, dS, delta, dq, dk, dv, beta."""
+        (q, k, v), (dq, dk, dv), T, out = at.parts, grads, self.shape[1], []
+        for (first, last), p, s in zip(blocks(T), at.p, ds, strict=True):
+            parts = k[..., :last], q[..., first:last], v[..., :last].transpose(1, 2), self.z_heads[..., first:last]
+            beta = float(last < T)  # the last meets all keys, and the others add to what it wrote
+            into = dq[..., first:last], dk[..., :last], dv[..., :last]
+            out.append((*parts, p, s, self.delta[..., first:last], *into, beta))
+        return out[::-1]
 
     def run(self, weights, idx, targets, z_loss, grads):
         """The mean loss; writes the gradients of the weights into grads."""
@@ -159,30 +183,26 @@ class Workspace:
 
         Normalized queries and keys have scores of at most sqrt(hs): their exponentials need no maximum subtracted.
         """
-        made = self.made[: len(self.scratch)].view(len(at.qk_scale), self.hs, -1)
-        squares = self.scratch.view_as(made)
-        torch.square(made, out=squares)
+        squares = self.scratch.view_as(self.made_rows)
+        torch.square(self.made_rows, out=squares)
         torch.sum(squares, 1, keepdim=True, out=at.qk_scale).div_(self.hs).add_(self.eps).rsqrt_()
-        made.mul_(at.qk_scale)
-        self.rotate(self.made_heads[: len(at.qk)], at.qk)
-        at.qkv[len(at.qk) :].copy_(self.made_heads[len(at.qk) :])
-        q, k, v = at.parts
-        z = self.z.view_as(q)
-        for (first, last), p in zip(blocks(self.shape[1]), at.p, strict=True):
-            kb, qb = k[..., :last].transpose(1, 2), q[..., first:last]
-            torch.baddbmm(p, kb, qb, beta=0, alpha=LOG2E * self.hs**-0.5, out=p).exp2_()
-            p[:, first:].mul_(self.causal[: last - first, : last - first])
-            torch.sum(p, 1, keepdim=True, out=at.over[..., first:last])
-            torch.bmm(v[..., :last], p, out=z[..., first:last])
-        z.mul_(at.over.reciprocal_())
+        self.made_rows.mul_(at.qk_scale)
+        self.rotate(self.made_qk, at.qk)
+        at.v.copy_(self.made_v)
+        for keys, queries, values, z, p, square, mask, sums in at.forward:
+            torch.baddbmm(p, keys, queries, beta=0, alpha=LOG2E * self.hs**-0.5, out=p).exp2_()
+            square.mul_(mask)
+            torch.sum(p, 1, keepdim=True, out=sums)
+            torch.bmm(values, p, out=z)
+        self.z_heads.mul_(at.over.reciprocal_())
         at.z_heads.copy_(self.z)
 
     def rotate(self, x, out, sign=1):
-        """Each pair (x1, x2), one from each half of hs, by its position's angle; x, out (2 n_head, B, hs, T)."""
-        half = self.hs // 2
+        """Each pair (x1, x2), one from each half of hs, by its position's angle; x, out : halves()."""
+        (x, x1, x2), (out, out1, out2) = x, out
         torch.mul(x, self.cos, out=out)
-        out[:, :, :half].addcmul_(x[:, :, half:], self.sin, value=-sign)
-        out[:, :, half:].addcmul_(x[:, :, :half], self.sin, value=sign)
+        out1.addcmul_(x2, self.sin, value=-sign)
+        out2.addcmul_(x1, self.sin, value=sign)
 
     # ----- the loss, and its gradient by what the head multiplies: cross_entropy.HeadLoss in columns -----
 
@@ -258,26 +278,28 @@ class Workspace:
         The softmax is P = E over, E the exponentials: with dz over in place of dz, E stands for P, and dS = E (dP -
         delta), delta = sum over the keys of E dP = z dz summed over a head (Dao 2023, arXiv:2307.08691).
         """
-        (q, k, v), (dq, dk, dv), root = at.parts, self.dparts, self.hs**-0.5
-        dz = torch.mul(self.dz_heads, at.over.view(self.z.size(0), -1, 1, self.shape[1]), out=self.z).view_as(q)
-        torch.mul(self.z, at.z_heads, out=self.t.view_as(self.z))
-        delta = self.t.view_as(q).sum(1, keepdim=True)
-        whole = list(zip(blocks(self.shape[1]), at.p, self.ds, strict=True))
-        for (first, last), p, ds in reversed(whole):  # the last block first: it meets all keys
-            kb, qb, vb, dzb = k[..., :last], q[..., first:last], v[..., :last], dz[..., first:last]
-            torch.bmm(vb.transpose(1, 2), dzb, out=ds).sub_(delta[..., first:last]).mul_(p)
-            more = dict(beta=float(last < self.shape[1]))
-            torch.baddbmm(dq[..., first:last], kb, ds, beta=0, alpha=root, out=dq[..., first:last])
-            torch.baddbmm(dk[..., :last], qb, ds.transpose(1, 2), alpha=root, out=dk[..., :last], **more)
-            torch.baddbmm(dv[..., :last], dzb, p.transpose(1, 2), out=dv[..., :last], **more)
-        dqk = self.dqkv[: len(at.qk)]
+        root, t = self.hs**-0.5, self.t.view_as(self.z)
+        torch.mul(self.dz_heads, at.over_heads, out=self.z)
+        torch.mul(self.z, at.z_heads, out=t)
+        torch.sum(t.view_as(self.z_heads), 1, keepdim=True, out=self.delta)
+        for keys, queries, values, dz, p, ds, delta, dq, dk, dv, beta in at.backward:
+            torch.bmm(values, dz, out=ds).sub_(delta).mul_(p)
+            torch.baddbmm(dq, keys, ds, beta=0, alpha=root, out=dq)
+            torch.baddbmm(dk, queries, ds.transpose(1, 2), beta=beta, alpha=root, out=dk)
+            torch.baddbmm(dv, dz, p.transpose(1, 2), beta=beta, out=dv)
+        qk, dqk = at.qk[0], self.dqk  # a rotation changes neither the mean(dy y) of a norm nor its scale
         t = self.scratch.view_as(dqk)
-        torch.mul(dqk, at.qk, out=t)  # a rotation changes neither the mean(dy y) of a norm nor its scale
+        torch.mul(dqk, qk, out=t)
         torch.sum(t, 2, keepdim=True, out=self.qk_dot)
-        torch.addcmul(dqk, at.qk, self.qk_dot, value=-1 / self.hs, out=t)
-        t.mul_(at.qk_scale.view(len(dqk), 1, len(dqk[0]), -1).transpose(1, 2))
-        self.rotate(t, self.made_heads[: len(dqk)], -1)
-        self.made_heads[len(dqk) :].copy_(self.dqkv[len(dqk) :])
+        torch.addcmul(dqk, qk, self.qk_dot, value=-1 / self.hs, out=t)
+        self.rotate(halves(t.mul_(at.qk_scale_heads)), self.made_qk, -1)
+        self.made_v.copy_(self.dv)
+
+
+def halves(x) -> tuple:
+    """x (.., hs, T), and its first and its second hs / 2."""
+    half = x.size(-2) // 2
+    return x, x[..., :half, :], x[..., half:, :]
 
 
 def by_layer(weights):
