@@ -107,9 +107,9 @@ class Workspace:
             self.head_columns = -(-n // -(-n // head_rows(V, model.lm_head.weight.device)))  # chunks of equal size
             # Rows a little apart: where their distance is a power of two, they share a few lines of the cache.
             self.logits, self.columns = new(V, self.head_columns + 32), torch.arange(n)
-            self.g, self.dy, self.dz = new(C, n), new(C, n), new(C, n)  # gradients of x, of what a norm made, of z
+            self.g, self.dy, self.dz = self.x, new(C, n), new(C, n)  # gradients of x, of what a norm made, of z
             self.dz_heads = self.dz.view(n_head, hs, B, T).transpose(1, 2)
-            self.dhidden, self.dot, self.qk_dot = new(F, n), new(1, n), new(2 * n_head, B, 1, T)
+            self.dot, self.qk_dot = new(1, n), new(2 * n_head, B, 1, T)
             dqkv, ds = new(3 * n_head, B, hs, T), [torch.empty_like(p) for p in self.layers[0].p]
             self.dqk, self.dv, self.delta = dqkv[: 2 * n_head], dqkv[2 * n_head :], new(self.heads, 1, T)
             for at in self.layers:
@@ -247,9 +247,10 @@ class Workspace:
         layers = zip(self.layers, by_layer(weights), by_layer(grads), strict=True)
         for at, (w_attn, w_proj, w_fc, w_out), (dw_attn, dw_proj, dw_fc, dw_out) in reversed(list(layers)):
             torch.mm(g, at.square.t(), out=dw_out)
-            torch.addmm(self.dhidden, w_out.t(), g, beta=0, alpha=2, out=self.dhidden).mul_(at.relu)
-            torch.mm(self.dhidden, at.y2.t(), out=dw_fc)
-            torch.mm(w_fc.t(), self.dhidden, out=self.dy)
+            dhidden = at.square  # done with
+            torch.addmm(dhidden, w_out.t(), g, beta=0, alpha=2, out=dhidden).mul_(at.relu)
+            torch.mm(dhidden, at.y2.t(), out=dw_fc)
+            torch.mm(w_fc.t(), dhidden, out=self.dy)
             self.norm_backward(at.y2, at.scale2)
             torch.mm(g, at.z.t(), out=dw_proj)
             torch.mm(w_proj.t(), g, out=self.dz)

@@ -93,7 +93,7 @@ def workspace(cfg: ModelConfig, tokens: int, width: int) -> float:
     C, F, T, nh, hs = cfg.n_embd, cfg.n_ffn, cfg.block_size, cfg.n_head, cfg.head_size
     scores = _score_columns(T) * nh
     layer = 6 * C + 2 * F + scores + 2 + 2 * nh
-    shared = 17 * C + F + scores + 2 + 2 * nh  # the residual stream, scratch, gradients
+    shared = 16 * C + scores + 2 + 2 * nh  # the residual stream, scratch, gradients
     return width * (tokens * (cfg.n_layer * layer + shared) + T * (1.5 * hs + T)) + 8 * tokens
 
 
