@@ -80,7 +80,7 @@ class Workspace:
 
     def __init__(self, model, shape, keep=True):
         cfg, (B, T), dtype = model.config, shape, model.wte.weight.dtype
-        C, F, V, hs, n = cfg.n_embd, cfg.n_ffn, cfg.vocab_size, cfg.head_size, B * T
+        C, V, hs, n = cfg.n_embd, cfg.vocab_size, cfg.head_size, B * T
         self.shape, self.dtype, self.hs, self.eps = shape, dtype, hs, cfg.norm_eps
         self.heads, n_head = cfg.n_head * B, cfg.n_head
         new = functools.partial(torch.empty, dtype=dtype)
@@ -89,10 +89,11 @@ class Workspace:
         self.cos, self.sin = torch.cat((cos, cos)), sin
         self.causal = new(T, T).fill_(1).triu_()  # (keys, queries)
 
+        # What is done with gives its place to the next: less memory is more of it in the caches.
         self.x, self.t = new(C, n), new(C, n)  # the residual stream; scratch
-        self.rows = new(n, C)
+        self.rows = self.t.view(n, C)
         # Queries, keys and values as a product makes them, and the same as (3 n_head, B, hs, T): qk and v.
-        self.made, self.scratch = new(3 * C, n), new(2 * C, n)
+        self.made = new(3 * C, n)
         by_head = self.made.view(3 * n_head, hs, B, T).transpose(1, 2)
         self.made_qk, self.made_v = halves(by_head[: 2 * n_head]), by_head[2 * n_head :]
         self.made_rows = self.made[: 2 * C].view(2 * n_head, hs, n)
@@ -102,13 +103,13 @@ class Workspace:
         self.layers = [self.layer(new, cfg, B, T) for _ in range(cfg.n_layer if keep else 1)]
         if not keep:
             self.layers *= cfg.n_layer
-        self.y, self.scale = new(C, n), new(1, n)  # what the head multiplies
+        self.y, self.scale = self.made[:C], new(1, n)  # what the head multiplies
         if keep:
             self.head_columns = -(-n // -(-n // head_rows(V, model.lm_head.weight.device)))  # chunks of equal size
             # Rows a little apart: where their distance is a power of two, they share a few lines of the cache.
             self.logits, self.columns = new(V, self.head_columns + 32), torch.arange(n)
-            self.g, self.dy, self.dz = self.x, new(C, n), new(C, n)  # gradients of x, of what a norm made, of z
-            self.dz_heads = self.dz.view(n_head, hs, B, T).transpose(1, 2)
+            self.g, self.dy = self.x, new(C, n)  # gradients of x, and of what a norm or attention made
+            self.dz_heads = self.dy.view(n_head, hs, B, T).transpose(1, 2)
             self.dot, self.qk_dot = new(1, n), new(2 * n_head, B, 1, T)
             dqkv, ds = new(3 * n_head, B, hs, T), [torch.empty_like(p) for p in self.layers[0].p]
             self.dqk, self.dv, self.delta = dqkv[: 2 * n_head], dqkv[2 * n_head :], new(self.heads, 1, T)
@@ -183,7 +184,7 @@ class Workspace:
 
         Normalized queries and keys have scores of at most sqrt(hs): their exponentials need no maximum subtracted.
         """
-        squares = self.scratch.view_as(self.made_rows)
+        squares = at.qk[0].view_as(self.made_rows)
         torch.square(self.made_rows, out=squares)
         torch.sum(squares, 1, keepdim=True, out=at.qk_scale).div_(self.hs).add_(self.eps).rsqrt_()
         self.made_rows.mul_(at.qk_scale)
@@ -253,7 +254,7 @@ class Workspace:
             torch.mm(w_fc.t(), dhidden, out=self.dy)
             self.norm_backward(at.y2, at.scale2)
             torch.mm(g, at.z.t(), out=dw_proj)
-            torch.mm(w_proj.t(), g, out=self.dz)
+            torch.mm(w_proj.t(), g, out=self.dy)
             self.attend_backward(at)
             torch.mm(self.made, at.y1.t(), out=dw_attn)
             torch.mm(w_attn.t(), self.made, out=self.dy)
@@ -274,7 +275,7 @@ class Workspace:
             torch.mul(self.t, scale, out=self.g)
 
     def attend_backward(self, at):
-        """From dz the gradient of what attend() was given, into `made`.
+        """From dy, of z, the gradient of what attend() was given, into `made`.
 
         The softmax is P = E over, E the exponentials: with dz over in place of dz, E stands for P, and dS = E (dP -
         delta), delta = sum over the keys of E dP = z dz summed over a head (Dao 2023, arXiv:2307.08691).
@@ -289,11 +290,11 @@ class Workspace:
             torch.baddbmm(dk, queries, ds.transpose(1, 2), beta=beta, alpha=root, out=dk)
             torch.baddbmm(dv, dz, p.transpose(1, 2), beta=beta, out=dv)
         qk, dqk = at.qk[0], self.dqk  # a rotation changes neither the mean(dy y) of a norm nor its scale
-        t = self.scratch.view_as(dqk)
+        t = self.made_rows.view_as(dqk)
         torch.mul(dqk, qk, out=t)
         torch.sum(t, 2, keepdim=True, out=self.qk_dot)
-        torch.addcmul(dqk, qk, self.qk_dot, value=-1 / self.hs, out=t)
-        self.rotate(halves(t.mul_(at.qk_scale_heads)), self.made_qk, -1)
+        torch.addcmul(dqk, qk, self.qk_dot, value=-1 / self.hs, out=qk).mul_(at.qk_scale_heads)
+        self.rotate(at.qk, self.made_qk, -1)
         self.made_v.copy_(self.dv)
 
 
