@@ -1,6 +1,9 @@
 """device.py: the compute type is measured where a CPU has both."""
 
 import csv
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,6 +57,40 @@ def test_the_timing_leaves_threads_as_they_were():
 def test_gpus_get_float32_weights_and_autocast():
     assert device.weights_dtype("bfloat16", "cuda:0") == torch.float32
     assert device.weights_dtype("bfloat16", "cpu") == torch.bfloat16
+
+
+def test_weights_are_in_the_compute_type_inside_alone():
+    model = torch.nn.Linear(3, 2)
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(KeyError), device.computing(model, "bfloat16", "cpu"):
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+        raise KeyError
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    with device.computing(model, "bfloat16", "cuda"):  # autocast's work there
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+KEPT = """
+import torch
+from isoflop.device import keep_memory
+keep_memory()
+blocks = [torch.zeros(2**20) for _ in range(8)]  # 32 MB
+del blocks
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+blocks = [torch.zeros(2**20) for _ in range(8)]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
+print(next(line.split()[1] for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages")))
+"""
+
+
+@pytest.mark.skipif(not HUGE.exists() or "[never]" in HUGE.read_text(), reason="this kernel has no huge pages")
+def test_memory_is_kept_and_in_huge_pages():
+    ran = subprocess.run([sys.executable, "-c", "import resource" + KEPT], capture_output=True, text=True, check=True)
+    faults, huge_kb = (int(line) for line in ran.stdout.split())
+    assert faults < 100  # 32 MB are 8,192 pages of 4 KB
+    assert huge_kb >= 2**14
+
 
 
 @pytest.mark.slow

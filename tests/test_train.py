@@ -52,6 +52,17 @@ def test_record_and_files(toy_data, tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == left
 
 
+def test_the_last_evaluation_is_in_the_compute_type_and_the_weights_in_float32(toy_data, tmp_path):
+    record = train(MC, small_run(toy_data, tmp_path, dtype="bfloat16"), quiet=True)
+    model = load_model(tmp_path)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    tokens = reader.open_data(toy_data)
+    asked = tokens, None, 2048 // 32, DistributedEnv(), torch.autocast("cpu", enabled=False)
+    exact = evaluate(model, *asked)["val_loss"]
+    assert evaluate(model.bfloat16(), *asked)["val_loss"] == record.val_loss != exact
+    assert record.val_loss == pytest.approx(exact, abs=0.01)
+
+
 @pytest.mark.slow
 def test_one_cell_has_one_loss(toy_data, tmp_path, script):
     """Through train(), twice in one process, and through the command line: to the bit."""
