@@ -92,7 +92,6 @@ def test_memory_is_kept_and_in_huge_pages():
     assert huge_kb >= 2**14
 
 
-
 @pytest.mark.slow
 def test_the_bench_of_a_machine_runs_here(tmp_path):
     """bench/bench_device.py: one row a case, its share of the peak between the spread of its rounds, and a picture."""

@@ -87,7 +87,7 @@ class Workspace:
 
         cos, sin = (table[:T].t().to(dtype).contiguous() for table in (model.cos, model.sin))  # (hs / 2, T)
         self.cos, self.sin = torch.cat((cos, cos)), sin
-        self.causal = new(T, T).fill_(1).triu_()  # (keys, queries)
+        self.masks = [causal(first, last, new) for first, last in blocks(T)]
 
         # What is done with gives its place to the next: less memory is more of it in the caches.
         self.x, self.t = new(C, n), new(C, n)  # the residual stream; scratch
@@ -129,15 +129,14 @@ class Workspace:
         at.p = [new(self.heads, last, last - first) for first, last in blocks(T)]  # exponentials of the scores
         at.over = new(self.heads, 1, T)  # one over their sums
         at.over_heads = at.over.view(n_head, B, 1, T)
-        at.forward = []  # of each block of queries: keys^T, queries, values, z, P, its square part, a mask, sums
-        for (first, last), p in zip(blocks(T), at.p, strict=True):
+        at.forward = []  # of each block of queries: mask, keys^T, queries, values, z, P, sums
+        for (first, last), mask, p in zip(blocks(T), self.masks, at.p, strict=True):
             parts = k[..., :last].transpose(1, 2), q[..., first:last], v[..., :last], self.z_heads[..., first:last]
-            mask = self.causal[: last - first, : last - first]
-            at.forward.append((*parts, p, p[:, first:], mask, at.over[..., first:last]))
+            at.forward.append((mask, *parts, p, at.over[..., first:last]))
         return at
 
     def backward_blocks(self, at, grads, ds):
-        """Of each block of queries, the last first: keys, queries, values^T, dz, P, dS, delta, dq, dk, dv, beta."""
+        """Of each block of queries, the last first: keys, queries, values^T, dz, P, dS, -delta, dq, dk, dv, beta."""
         (q, k, v), (dq, dk, dv), T, out = at.parts, grads, self.shape[1], []
         for (first, last), p, s in zip(blocks(T), at.p, ds, strict=True):
             parts = k[..., :last], q[..., first:last], v[..., :last].transpose(1, 2), self.z_heads[..., first:last]
@@ -190,13 +189,12 @@ class Workspace:
         self.made_rows.mul_(at.qk_scale)
         self.rotate(self.made_qk, at.qk)
         at.v.copy_(self.made_v)
-        for keys, queries, values, z, p, square, mask, sums in at.forward:
-            torch.baddbmm(p, keys, queries, beta=0, alpha=LOG2E * self.hs**-0.5, out=p).exp2_()
-            square.mul_(mask)
+        for mask, keys, queries, values, z, p, sums in at.forward:
+            torch.baddbmm(mask, keys, queries, alpha=LOG2E * self.hs**-0.5, out=p).exp2_()
             torch.sum(p, 1, keepdim=True, out=sums)
             torch.bmm(values, p, out=z)
-        self.z_heads.mul_(at.over.reciprocal_())
-        at.z_heads.copy_(self.z)
+        at.over.reciprocal_()
+        torch.mul(self.z, at.over_heads, out=at.z_heads)
 
     def rotate(self, x, out, sign=1):
         """Each pair (x1, x2), one from each half of hs, by its position's angle; x, out : halves()."""
@@ -283,9 +281,9 @@ class Workspace:
         root, t = self.hs**-0.5, self.t.view_as(self.z)
         torch.mul(self.dz_heads, at.over_heads, out=self.z)
         torch.mul(self.z, at.z_heads, out=t)
-        torch.sum(t.view_as(self.z_heads), 1, keepdim=True, out=self.delta)
+        torch.sum(t.view_as(self.z_heads), 1, keepdim=True, out=self.delta).neg_()
         for keys, queries, values, dz, p, ds, delta, dq, dk, dv, beta in at.backward:
-            torch.bmm(values, dz, out=ds).sub_(delta).mul_(p)
+            torch.baddbmm(delta, values, dz, out=ds).mul_(p)
             torch.baddbmm(dq, keys, ds, beta=0, alpha=root, out=dq)
             torch.baddbmm(dk, queries, ds.transpose(1, 2), beta=beta, alpha=root, out=dk)
             torch.baddbmm(dv, dz, p.transpose(1, 2), beta=beta, out=dv)
@@ -296,6 +294,11 @@ class Workspace:
         torch.addcmul(dqk, qk, self.qk_dot, value=-1 / self.hs, out=qk).mul_(at.qk_scale_heads)
         self.rotate(at.qk, self.made_qk, -1)
         self.made_v.copy_(self.dv)
+
+
+def causal(first, last, new):
+    """(last keys, last - first queries): -inf where a key comes after its query, else 0."""
+    return new(last, last - first).fill_(-torch.inf).tril_(-1 - first)
 
 
 def halves(x) -> tuple:

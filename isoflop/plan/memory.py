@@ -94,7 +94,7 @@ def workspace(cfg: ModelConfig, tokens: int, width: int) -> float:
     scores = _score_columns(T) * nh
     layer = 6 * C + 2 * F + scores + 2 + 2 * nh
     shared = 10 * C + scores + 2 + 2 * nh  # the residual stream, scratch, gradients
-    return width * (tokens * (cfg.n_layer * layer + shared) + T * (1.5 * hs + T)) + 8 * tokens
+    return width * (tokens * (cfg.n_layer * layer + shared) + T * (1.5 * hs + _score_columns(T))) + 8 * tokens
 
 
 def _chunk(tokens: int, vocab_size: int) -> int:
@@ -205,7 +205,7 @@ def _evaluation(cfg: ModelConfig, s: int, path: str, val_tokens: int) -> float:
     logits = min(tokens, head_rows(V, path) // 4) * V * 2 * FP32
     if cfg.in_one_piece:
         layer = 12 * C + 2 * F + _score_columns(T) * cfg.n_head + 2 + 2 * cfg.n_head
-        return max(s * (tokens * layer + T * T), s * tokens * C + logits)
+        return max(s * (tokens * layer + T * _score_columns(T)), s * tokens * C + logits)
     scores = _score_columns(T) * cfg.n_head
     hidden = {"relu2": 3 * F, "swiglu": 4 * F}.get(cfg.activation, 2 * F)
     keys = cfg.n_kv_head * cfg.head_size
