@@ -100,7 +100,7 @@ def test_the_bench_of_a_machine_runs_here(tmp_path):
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "device.csv", newline="") as f:
         rows = list(csv.DictReader(f))
-    assert [row["lever"] for row in rows] == ["as it is", "2 micro-batches", "torch's attention"]
+    assert [row["lever"] for row in rows] == ["as it is", "2 micro-batches", "modules", "torch's attention"]
     for row in rows:
         assert float(row["least"]) <= float(row["tokens_per_s"]) <= float(row["most"])
         assert 0 < float(row["of_product_peak"]) < 1.5 and float(row["peak_mem"]) > 1e5 and row["mfu"] == ""
