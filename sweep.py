@@ -20,6 +20,8 @@ import isoflop.installed  # noqa: F401 isort: skip
 import contextlib
 import dataclasses
 import gc
+import importlib
+import importlib.util
 import os
 import shutil
 import sys
@@ -272,7 +274,7 @@ def sweep(job: Job, here: executors.InGroup) -> int:
         note = summary.too_few(sc, job.planner, results)
         if note:
             env.print0(note)
-        executor, capped = here, ""
+        executor, capped, drawable = here, "", importlib.util.find_spec("matplotlib") is not None
         for cells in job.stages(results):
             env.print0(dry_run.table(cells, results.done()))
 
@@ -293,6 +295,8 @@ def sweep(job: Job, here: executors.InGroup) -> int:
                 queue.ended(cell)
                 settle(job, cell, answer, results)
                 bar.update(cell.cost)
+                if executor is not here and not queue.left() and drawable:  # a worker is done: a core has time
+                    importlib.import_module("matplotlib.pyplot")
 
             # stop, or the next stage
             if todo and not sc.wait:

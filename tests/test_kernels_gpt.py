@@ -72,6 +72,26 @@ def test_bfloat16_is_as_near_to_float64_as_the_modules(width):
         assert ours < max(0.02, 1.3 * modules)
 
 
+def test_relu_of_any_number():
+    x = torch.tensor([3.0, -2.0, 0.0, -0.0, torch.inf, -torch.inf, 1e-40, -1e-40])
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        y = x.to(dtype)
+        expected = torch.relu(y)
+        gpt.relu_(y)
+        assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("name", ["wte.weight", "h.0.attn.c_attn.weight", "h.1.attn.c_proj.weight", "lm_head.weight"])
+def test_a_nan_reaches_the_loss(name):
+    """And with it every gradient's norm, and so every weight."""
+    model = model_of().bfloat16()
+    with torch.no_grad():
+        dict(model.named_parameters())[name][0, 0] = torch.nan
+    idx, targets = text()
+    loss, *grads = loss_and_gradients(model, idx.clamp(max=1), targets, True)
+    assert loss.isnan() and any(g.isnan().any() for g in grads)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_without_gradients(reduction):
     model = model_of()

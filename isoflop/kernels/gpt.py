@@ -81,7 +81,7 @@ class Workspace:
     def __init__(self, model, shape, keep=True):
         cfg, (B, T), dtype = model.config, shape, model.wte.weight.dtype
         C, V, hs, n = cfg.n_embd, cfg.vocab_size, cfg.head_size, B * T
-        self.shape, self.dtype, self.hs, self.eps = shape, dtype, hs, cfg.norm_eps
+        self.shape, self.dtype, self.hs, self.eps = shape, dtype, hs, torch.tensor(cfg.norm_eps, dtype=dtype)
         self.heads, n_head = cfg.n_head * B, cfg.n_head
         new = functools.partial(torch.empty, dtype=dtype)
 
@@ -166,7 +166,7 @@ class Workspace:
             self.attend(at)
             x.addmm_(w_proj, at.z)
             self.norm(at.y2, at.scale2)
-            torch.mm(w_fc, at.y2, out=at.relu).relu_()
+            relu_(torch.mm(w_fc, at.y2, out=at.relu))
             torch.square(at.relu, out=at.square)
             x.addmm_(w_out, at.square)
         self.norm(self.y, self.scale)
@@ -175,7 +175,8 @@ class Workspace:
     def norm(self, y, scale):
         """y = x scale, scale = 1 / (root mean square of each column)."""
         torch.square(self.x, out=self.t)
-        torch.sum(self.t, 0, keepdim=True, out=scale).div_(len(y)).add_(self.eps).rsqrt_()
+        torch.sum(self.t, 0, keepdim=True, out=scale)
+        torch.add(self.eps, scale, alpha=1 / len(y), out=scale).rsqrt_()
         torch.mul(self.x, scale, out=y)
 
     def attend(self, at):
@@ -185,7 +186,8 @@ class Workspace:
         """
         squares = at.qk[0].view_as(self.made_rows)
         torch.square(self.made_rows, out=squares)
-        torch.sum(squares, 1, keepdim=True, out=at.qk_scale).div_(self.hs).add_(self.eps).rsqrt_()
+        torch.sum(squares, 1, keepdim=True, out=at.qk_scale)
+        torch.add(self.eps, at.qk_scale, alpha=1 / self.hs, out=at.qk_scale).rsqrt_()
         self.made_rows.mul_(at.qk_scale)
         self.rotate(self.made_qk, at.qk)
         at.v.copy_(self.made_v)
@@ -294,6 +296,15 @@ class Workspace:
         torch.addcmul(dqk, qk, self.qk_dot, value=-1 / self.hs, out=qk).mul_(at.qk_scale_heads)
         self.rotate(at.qk, self.made_qk, -1)
         self.made_v.copy_(self.dv)
+
+
+def relu_(x):
+    """relu in place; of bfloat16 as of int16, which has the same signs and takes a CPU a sixth of the time.
+
+    A NaN with a sign becomes 0. None passes unseen: the residual stream carries those of x to the loss, and weights
+    become NaN together, by the norm of the gradient.
+    """
+    (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).clamp_min_(0)
 
 
 def causal(first, last, new):
