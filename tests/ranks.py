@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 import train as train_module
 from isoflop.config import ModelConfig
-from isoflop.distributed import launch
+from isoflop.distributed import launch, leave
 from isoflop.optim import parallel
 from isoflop.optim.saved_state import local
 from isoflop.train.plan import TrainConfig
@@ -44,7 +44,8 @@ def main():
         of_ranks = [None] * env.size
         dist.all_gather_object(of_ranks, held)
         env.print0(json.dumps(of_ranks))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    leave(main())
