@@ -536,7 +536,10 @@ def run_once(argv: list[str], parser: Parser, args) -> int:
         if env.rank == 0:
             try:
                 tracking.draw_curve(out_dir, record)
-            except (OSError, ValueError, KeyError, TypeError) as error:  # a full disk, or a log.jsonl that was edited
+            except ModuleNotFoundError:
+                raise
+            except (OSError, ValueError, KeyError, TypeError, ImportError, MemoryError) as error:
+                # a full disk, a log.jsonl that was edited, no memory left for matplotlib
                 env.print0(f"warning: no loss.png ({explain(error)})")
         if args.json:
             env.print0(json.dumps({**asdict(record), "seconds": record.train_s, "loss": record.train_loss}))
