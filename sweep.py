@@ -20,8 +20,6 @@ import isoflop.installed  # noqa: F401 isort: skip
 import contextlib
 import dataclasses
 import gc
-import importlib
-import importlib.util
 import os
 import shutil
 import sys
@@ -274,7 +272,7 @@ def sweep(job: Job, here: executors.InGroup) -> int:
         note = summary.too_few(sc, job.planner, results)
         if note:
             env.print0(note)
-        executor, capped, drawable = here, "", importlib.util.find_spec("matplotlib") is not None
+        executor, capped = here, ""
         for cells in job.stages(results):
             env.print0(dry_run.table(cells, results.done()))
 
@@ -295,8 +293,9 @@ def sweep(job: Job, here: executors.InGroup) -> int:
                 queue.ended(cell)
                 settle(job, cell, answer, results)
                 bar.update(cell.cost)
-                if executor is not here and not queue.left() and drawable:  # a worker is done: a core has time
-                    importlib.import_module("matplotlib.pyplot")
+                if executor is not here and not queue.left():  # a worker is done, and its core has time for this
+                    with contextlib.suppress(ImportError):
+                        import matplotlib.pyplot  # noqa: F401
 
             # stop, or the next stage
             if todo and not sc.wait:
